@@ -1,0 +1,1 @@
+"""Configs, the demo, and tiny random models."""

@@ -1,0 +1,186 @@
+"""Tiny random models with the real classes, for tests and for trying things out: python -m examples.tiny FAMILY OUT.
+
+They are laid out as the real ones are, load with the same code, and know nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+MAX_TOKENS = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+#: Words that are one token each; every other text is spelt in letters and bytes.
+WORDS = (
+    "a an and at away back ball bird black blue bounces car cat circle clip cloud cube dark dog down drifts falls "
+    "fast from front glides grass green grey grows in into is jumps left light line man moves moving night of on "
+    "orange out over pink purple red right ring rises road rolls round runs sea shape shrinks sky slides slow "
+    "slowly small snow spins square star still sun swings the through to towards tree triangle turns up video "
+    "walks water waves white wind with woman yellow"
+).split()
+
+
+def write(family: str, out: Path, seed: int = 0) -> None:
+    """Write the tiny model of a family into the folder `out`; ValueError lists the known families."""
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r} has no tiny model; known: {', '.join(FAMILIES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        FAMILIES[family](out)
+
+
+def write_animatediff(out: Path) -> None:
+    """A pipeline folder in the manner of Stable Diffusion 1.5, and out/motion_adapter with trained-like (non-zero)
+    motion modules of 32 positions and a mid block."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5's own file
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),  # four levels: each side becomes an eighth
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=0.18215,
+    )
+    adapter = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=8,
+        motion_max_seq_length=32,
+        use_motion_mid_block=True,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    vocabulary = write_clip_tokenizer(out / "tokenizer")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=vocabulary[START],
+            eos_token_id=vocabulary[END],
+            pad_token_id=vocabulary[END],
+        )
+    )
+    _spread_latents(vae)
+    unet.half().save_pretrained(out / "unet")  # half the size on disk; read in any precision
+    vae.save_pretrained(out / "vae")
+    _save_text_encoder(text_encoder, out / "text_encoder")
+    scheduler.save_pretrained(out / "scheduler")
+    adapter.save_pretrained(out / "motion_adapter")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write_json(out / "model_index.json", index)
+
+
+def _spread_latents(vae: AutoencoderKL) -> None:
+    """Scale a random encoder so that coloured patterns give latents of about unit size with little posterior noise,
+    as a trained one does; otherwise the posterior's noise would drown what is seen."""
+    colours = torch.rand(16, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        mean = vae.encode(torch.nn.functional.interpolate(colours, size=64)).latent_dist.mean
+        scale = 1 / (mean.std() * vae.config.scaling_factor)
+        vae.quant_conv.weight[:4] *= scale
+        vae.quant_conv.bias[:4] = (vae.quant_conv.bias[:4] - mean.mean(dim=(0, 2, 3))) * scale
+        vae.quant_conv.bias[4:] = -8.0
+
+
+def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+    """Write it with the key names that published files have; newer transformers write them without their prefix."""
+    text_encoder.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    state = {"text_model." + key.removeprefix("text_model."): value for key, value in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+
+
+def write_clip_tokenizer(folder: Path) -> dict[str, int]:
+    """A CLIP tokenizer of our own: all bytes (so that any text can be spelt), and `WORDS`. Gives its vocabulary."""
+    letters = _byte_letters()
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            merges[(pieces[0], pieces[1])] = None
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*tokens, START, END]))}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    _write_json(folder / "special_tokens_map.json", special)
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, **special},
+    )
+    return vocabulary
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in byte-level BPE, as GPT-2 and CLIP define it."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) for byte in plain] + [chr(256 + place) for place in range(len(moved))]
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+FAMILIES: dict[str, Callable[[Path], None]] = {"animatediff": write_animatediff}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 when written, 2 when the family is not known."""
+    parser = argparse.ArgumentParser(prog="python -m examples.tiny", description=__doc__)
+    parser.add_argument("family", metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    try:
+        write(given.family, given.out, given.seed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

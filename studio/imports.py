@@ -1,0 +1,80 @@
+"""Uploaded files on their way into a dataset: one after the other, in the background, each with its outcome.
+
+A page that is closed or reloaded meanwhile loses nothing: the import goes on, and its list is here to be seen again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.data.clips import Dataset, DatasetError
+from trainers.data.video import VideoError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Import:
+    """One uploaded file. outcome: None while it waits, "" once it is a clip, else why it was refused."""
+
+    name: str
+    outcome: str | None = None
+
+
+class Imports:
+    """The imports of a studio, by dataset name. One file at a time: encoding takes all cores anyway."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="import")
+        self._lock = threading.Lock()
+        self._lists: dict[str, list[Import]] = {}
+
+    def start(self, dataset: Dataset, files: Sequence[Path]) -> None:
+        """Import files into a dataset; the files are deleted afterwards. An earlier list that is done gives way."""
+        entries = [Import(file.name) for file in files]
+        with self._lock:
+            earlier = self._lists.get(dataset.name, [])
+            waiting = any(entry.outcome is None for entry in earlier)
+            self._lists[dataset.name] = [*earlier, *entries] if waiting else entries
+        for entry, file in zip(entries, files, strict=True):
+            self._pool.submit(_bring, dataset, file, entry).add_done_callback(_tell)
+
+    def of(self, name: str) -> list[Import]:
+        """The files of the last import into a dataset, with their outcomes so far."""
+        with self._lock:
+            return list(self._lists.get(name, []))
+
+    def busy(self, name: str) -> bool:
+        """Whether files are still waiting for a dataset."""
+        return any(entry.outcome is None for entry in self.of(name))
+
+    def forget(self, name: str) -> None:
+        """Drop the list of a dataset, unless it is still at work."""
+        with self._lock:
+            if all(entry.outcome is not None for entry in self._lists.get(name, [])):
+                self._lists.pop(name, None)
+
+
+def _bring(dataset: Dataset, file: Path, entry: Import) -> None:
+    outcome = "the studio met an error; see its terminal"
+    try:
+        dataset.add(file, source_name=file.name)
+        outcome = ""
+    except (VideoError, DatasetError) as error:
+        outcome = str(error)
+    except OSError as error:
+        outcome = f"{file.name} cannot be stored: {error.strerror or error}"
+    finally:
+        entry.outcome = outcome
+        file.unlink(missing_ok=True)
+
+
+def _tell(future: Future[None]) -> None:
+    error = future.exception()
+    if error is not None:
+        log.error("an import failed", exc_info=error)

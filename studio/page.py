@@ -1,0 +1,44 @@
+"""What every tab is handed: the rooms behind the page, and the few selections that tabs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+if TYPE_CHECKING:
+    from studio.access import Access
+    from studio.jobs import JobQueue
+    from studio.worker import Worker
+    from studio.workspace import Workspace
+
+DATASET, CONFIGURE, TRAIN, COMPARE = "dataset", "configure", "train", "compare"
+
+
+@dataclass
+class Page:
+    """Handed to each tab's `build(page)`, which draws inside the tab and wires its events.
+
+    A tab goes to another by returning `gr.Tabs(selected=TRAIN)` to `tabs`, after it has put what was chosen into
+    `chosen_dataset` (a dataset's name or None) or `chosen_run` (a run's id or None). Both are gr.State: a tab listens
+    to `chosen_run.change`. `demo.load` events fill a tab after a reload, when both are None: the newest on disk is
+    taken then. `tab_items` are the gr.Tab by id, for `tab_items[TRAIN].select`.
+
+    `place` is what the browser remembers over a reload: {"tab": id, "dataset": name, "run": id}, any of them None.
+
+    `begin_run` is what a new run should begin with: {"dataset": name, "family": name, "settings": {dotted field:
+    value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it.
+    """
+
+    workspace: Workspace
+    queue: JobQueue
+    worker: Worker
+    access: Access
+    demo: gr.Blocks
+    tabs: gr.Tabs
+    chosen_dataset: gr.State
+    chosen_run: gr.State
+    begin_run: gr.State
+    place: gr.BrowserState
+    tab_items: dict[str, gr.Tab] = field(default_factory=dict)

@@ -1,0 +1,479 @@
+"""Compare: which take is best? A wall of clips at the top; how to ask for another one folds out above it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.forms import Form, Marks
+from studio.jobs import JobQueue
+from studio.page import COMPARE, Page
+from studio.parts.lists import head, head_value
+from studio.parts.looks import Seen, changed, told
+from studio.parts.runs import Entry, Runs, find
+from studio.parts.wall import empty_wall, wall, wall_value
+from studio.progress import Event
+from studio.workspace import TakeInfo, Workspace, WorkspaceError
+from trainers.config import ConfigError, SampleConfig, TrainConfig, fields, hints, validate
+from trainers.families import FAMILIES, get_family, load_config, load_sample_config
+from trainers.runs import RunFolder
+
+SECONDS_BETWEEN_LOOKS = 1.5
+NO_WALL = "No comparison yet. Choose takes and prompts above; base and takes then stand here side by side, in step."
+#: More checkpoints of a run than these are not chosen by themselves.
+TAKES_AT_FIRST = 4
+#: Settings that make more clips, or fewer.
+COUNTED = ("include_base", "strengths", "prompts", "seeds")
+_NUMBER = re.compile(r"-\d{4,}$")  # of a run's id; the comparison's id gets its own
+Choice = tuple[str, str]  # (what is shown, a path)
+
+
+# --- the wall ---------------------------------------------------------------------------------------------------------
+
+
+def comparison_value(workspace: Workspace, entry: Entry, events: Sequence[Event]) -> dict[str, Any]:
+    """The wall of a comparison: base and takes as columns, prompts and seeds as rows, clips as far as there are."""
+    folder = entry.info.folder
+    try:
+        config = load_sample_config(folder.config)
+    except ConfigError as error:
+        return empty_wall(f"The comparison's config cannot be read: {error}")
+    columns = take_columns(workspace, config)
+    rows = [{"prompt": prompt, "seed": seed} for prompt in config.prompts for seed in config.seeds]
+    cells: list[list[dict[str, Any] | None]] = [[None] * len(columns) for _ in rows]
+    for event in events:
+        place = _place(event, columns, rows)
+        if place is not None:
+            row, column = place
+            cells[row][column] = _cell(workspace, folder, event)
+    shown = [{key: value for key, value in column.items() if key not in ("take", "strength")} for column in columns]
+    return wall_value(
+        entry.id, shown, rows, cells, fps=config.fps, num_frames=config.num_frames, height=config.height,
+        width=config.width, pending="waiting" if entry.running or entry.queued else "not sampled",
+    )  # fmt: skip
+
+
+def take_columns(workspace: Workspace, config: SampleConfig) -> list[dict[str, Any]]:
+    """The columns in the order in which the trainer samples them: base first, then each take at each strength."""
+    columns: list[dict[str, Any]] = []
+    if config.include_base:
+        columns.append({"label": "base", "sub": "no take", "key": "base", "take": "base", "strength": None})
+    for path in config.checkpoints:
+        for strength in config.strengths:
+            label, mark = take_name(workspace, Path(path))
+            columns.append(
+                {
+                    "label": label,
+                    "sub": f"strength {strength:g}",
+                    "mark": mark,
+                    "key": f"{path} {strength}",
+                    "take": str(Path(path).expanduser()),
+                    "strength": strength,
+                }
+            )
+    return columns
+
+
+def take_name(workspace: Workspace, path: Path) -> tuple[str, str]:
+    """(name, mark) of a checkpoint of a run here, as ("orbit-lora-0007 300", "best"), or of an adapter file."""
+    run = RunFolder(path.parent.parent)
+    if path.parent.name != "checkpoints" or run.path.parent != workspace.root / "runs":
+        return path.stem, ""
+    step = next((c.step for c in run.checkpoints() if c.path.name == path.name), None)
+    if step is None:
+        return f"{run.id} {path.name}", "deleted"
+    best = run.best()
+    return f"{run.id} {step}", "best" if best is not None and best.step == step else ""
+
+
+def _place(
+    event: Event, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[int, int] | None:
+    """(row, column) of a sample event, None for other events. An event that does not say is found by what it shows."""
+    if event["type"] != "sample":
+        return None
+    row, column = event.get("row"), event.get("column")
+    if not isinstance(row, int):
+        asked = {"prompt": event["prompt"], "seed": event["seed"]}
+        row = next((index for index, known in enumerate(rows) if known == asked), -1)
+    if not isinstance(column, int):
+        column = next((index for index, known in enumerate(columns) if _is_take(event, known)), -1)
+    return (row, column) if 0 <= row < len(rows) and 0 <= column < len(columns) else None
+
+
+def _is_take(event: Event, column: Mapping[str, Any]) -> bool:
+    return bool(event["take"] == column["take"]) and column["strength"] in (None, event["strength"])
+
+
+def _cell(workspace: Workspace, folder: RunFolder, event: Event) -> dict[str, Any]:
+    try:
+        return {"video": workspace.media(folder.path / event["path"])}
+    except WorkspaceError as error:
+        return {"error": str(error)}
+
+
+def comparisons(entries: Sequence[Entry]) -> list[Entry]:
+    """The comparisons, newest first."""
+    found = [entry for entry in entries if entry.info.kind == "sample"]
+    return sorted(found, key=lambda entry: (entry.info.created, entry.id), reverse=True)
+
+
+# --- the form ---------------------------------------------------------------------------------------------------------
+
+
+def make_forms(workspace: Workspace) -> dict[str, Form[SampleConfig]]:
+    """A form for the comparisons of each family. The takes are chosen beside it, across runs."""
+    forms = {}
+    for name, family in FAMILIES.items():
+        drawn = {path for path, _ in fields(family.sample_config)}
+        forms[name] = Form(
+            family.sample_config,
+            fixed={"family": name, "checkpoints": [], "cache_dir": str(workspace.cache)},
+            lead=["prompts", "seeds", "base_model"],
+            picks={path: [] for path in ("base_model", "motion_adapter") if path in drawn},
+        )
+    return forms
+
+
+def model_choices(workspace: Workspace) -> dict[str, list[Choice]]:
+    """What can be chosen for the fields that name a model, by field."""
+    found = {"base_model": workspace.base_models(), "motion_adapter": workspace.motion_adapters()}
+    return {field: [(_short(workspace, path), path) for path in paths] for field, paths in found.items()}
+
+
+def _short(workspace: Workspace, path: str) -> str:
+    here = Path(path)
+    return str(here.relative_to(workspace.models)) if here.is_relative_to(workspace.models) else path
+
+
+def take_choices(workspace: Workspace, family: str) -> list[Choice]:
+    """Every take of a family's runs, newest run first."""
+    of_family = {info.id for info in workspace.runs("train") if info.family == family}
+    return [(take.label, str(take.path)) for take in workspace.takes() if take.run_id in of_family]
+
+
+def takes_to_begin_with(takes: Sequence[TakeInfo], run: str | None) -> list[str]:
+    """Paths of a run's takes, first step first: all of a few; of many the best, the starred and the last."""
+    own = sorted((take for take in takes if take.run_id == run), key=lambda take: take.step)
+    if len(own) > TAKES_AT_FIRST:
+        own = [take for take in own if take.best or take.starred or take is own[-1]]
+    return [str(take.path) for take in own]
+
+
+def settings_of(run: TrainConfig, sample_config: type[SampleConfig]) -> dict[str, Any]:
+    """A comparison's settings that a training run already answers: its model, its prompts, its size."""
+    validation, dataset = run.validation, run.dataset
+    given: dict[str, Any] = {
+        "prompts": validation.prompts,
+        "negative_prompt": validation.negative_prompt,
+        "seeds": [validation.seed],
+        "num_frames": dataset.num_frames,
+        "height": dataset.height,
+        "width": dataset.width,
+        "num_inference_steps": validation.num_inference_steps,
+        "guidance_scale": validation.guidance_scale,
+        "fps": validation.fps,
+        "mixed_precision": run.mixed_precision,
+        "attention": run.memory.attention,
+        "encode_frames": run.memory.encode_frames,
+    }
+    top = set(type(run).model_fields)
+    for path, info in fields(sample_config):  # models; the rest is "as the checkpoint was trained" when left empty
+        if path in top and path != "family" and hints(info).get("basic"):
+            given[path] = getattr(run, path)
+    return given
+
+
+def run_to_begin_with(entries: Sequence[Entry], chosen: str | None) -> Entry | None:
+    """The chosen training run; when none is chosen, the newest one with a checkpoint, else the newest."""
+    training = [entry for entry in entries if entry.info.kind == "train"]
+    asked = find(training, chosen)
+    if asked is not None:
+        return asked
+    newest = sorted(training, key=lambda entry: (entry.info.created, entry.id), reverse=True)
+    return next((entry for entry in newest if entry.info.folder.checkpoints()), newest[0] if newest else None)
+
+
+def count_line(form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any]) -> tuple[str, str, bool]:
+    """(the button, the sum beside it, whether it can be pressed) for what the form says now."""
+    data, _ = form.data(values)
+    columns = bool(data.get("include_base")) + len(takes) * len(data.get("strengths") or [])
+    prompts, seeds = len(data.get("prompts") or []), len(data.get("seeds") or [])
+    if not columns:
+        return "Compare: choose a take", "Choose takes, or include the base.", False
+    if not prompts or not seeds:
+        return f"Compare: write a {'seed' if prompts else 'prompt'}", "Each prompt is sampled with each seed.", False
+    clips = columns * prompts * seeds
+    words = f"{_of(columns, 'take')} x {_of(prompts, 'prompt')} x {_of(seeds, 'seed')} = {_of(clips, 'clip')}"
+    return f"Compare {_of(columns, 'take')}", f"{words}. Clips that were sampled before cost nothing.", True
+
+
+def _of(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def checked_config(
+    form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any]
+) -> tuple[SampleConfig | None, list[tuple[str, str]]]:
+    """(the comparison's config, []), or (None, every problem with its field). Files that it names are looked for."""
+    data, found = form.data(values)
+    unread = {path for path, _ in found}
+    try:
+        config = validate(form.config_class, {**data, "checkpoints": list(takes)})
+    except ConfigError as error:
+        return None, found + [(path, text) for path, text in error.problems if path not in unread]
+    if found:
+        return None, found
+    missing = [take for take in config.checkpoints if not Path(take).expanduser().exists()]
+    found += [("checkpoints", f"{take} does not exist; choose another take") for take in missing]
+    family = get_family(config.family)
+    found += [(f.where, f.text.removeprefix(f"{f.where} ")) for f in family.findings(config) if f.level == "error"]
+    return (None, found) if found else (config, [])
+
+
+def queue_comparison(workspace: Workspace, queue: JobQueue, config: SampleConfig) -> str:
+    """Put a comparison in the queue; gives its run's id."""
+    runs = {Path(take).parent.parent.name for take in config.checkpoints if Path(take).parent.name == "checkpoints"}
+    one = _NUMBER.sub("", runs.pop()) if len(runs) == 1 else ""
+    title = f"{one} takes" if config.checkpoints else "base"
+    folder = workspace.new_run(config, title)
+    queue.submit(folder.id, "sample")
+    return folder.id
+
+
+# --- what changed since the last look ---------------------------------------------------------------------------------
+
+#: Outputs of every look at the wall, after the comparison that is shown and what was seen.
+SHOWN = ("head", "earlier", "stop", "again", "wall")
+
+
+def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]:
+    """[comparison that is shown, seen, an update for each of SHOWN]: only what looks different from what was seen."""
+    made = comparisons(runs.entries())
+    entry = find(made, shown) or (made[0] if made else None)
+    run = entry.id if entry else None
+    names = [e.id for e in made]
+    fresh: dict[str, tuple[Any, Any]] = {
+        "earlier": ([names, run], gr.update(choices=names, value=run, visible=len(names) > 1)),
+    }
+    if entry is None:
+        nothing = head_value("Nothing to compare yet", "Train a run; its checkpoints are the takes.")
+        fresh["head"] = (nothing, nothing)
+        fresh["stop"] = fresh["again"] = (False, gr.update(visible=False))
+    else:
+        now_so = head_value(entry.id, entry.line, state=entry.state, fraction=entry.fraction)
+        fresh["head"] = (now_so, now_so)
+        fresh["stop"] = stop_button(entry)
+        fresh["again"] = again_button(entry)
+    key = repr((entry.id, entry.job, entry.count)) if entry else "none"
+    if key != seen.get("key"):
+        drawn = (
+            comparison_value(runs.workspace, entry, runs.events(entry.info.folder)) if entry else empty_wall(NO_WALL)
+        )
+        fresh["wall"] = (drawn, drawn)
+    return [run if run != shown else gr.skip(), *changed(SHOWN, fresh, seen, key)]
+
+
+def stop_button(entry: Entry) -> tuple[Any, Any]:
+    """How the button stands that ends a comparison which waits or runs."""
+    if entry.queued:
+        return "cancel", gr.update(visible=True, value="Cancel this comparison", interactive=True)
+    if entry.running and entry.job is not None:
+        asked = entry.job.cancel_requested
+        return ["stop", asked], gr.update(visible=True, value="Stopping" if asked else "Stop", interactive=not asked)
+    return False, gr.update(visible=False)
+
+
+def again_button(entry: Entry) -> tuple[Any, Any]:
+    """How the button stands that samples what a comparison lacks; what it has costs nothing."""
+    over = not entry.queued and not entry.running and entry.state != "finished"
+    return over, gr.update(visible=over, value="Sample what is missing")
+
+
+def start_again(queue: JobQueue, run: str) -> None:
+    """Put a comparison that did not finish back into the queue."""
+    job = queue.last_of(run)
+    if job is None:
+        queue.submit(run, "sample")
+    else:
+        queue.retry(job.id)
+
+
+# --- layout and wires -------------------------------------------------------------------------------------------------
+
+
+def build(page: Page) -> None:
+    """Draw the tab and wire it."""
+    workspace, queue = page.workspace, page.queue
+    runs = Runs(workspace, queue)
+    forms = make_forms(workspace)
+    families = list(forms)
+    shown, seen, filled_for = gr.State(None), gr.State({}), gr.State(None)
+    marks = gr.State({name: form.marks(form.starting_values()) for name, form in forms.items()})
+    parts: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+
+    with gr.Column():
+        with gr.Row(elem_classes=["card", "actions"]):
+            parts["head"] = head("comparison-head")
+            parts["again"] = gr.Button("Sample what is missing", visible=False, size="md")
+            parts["stop"] = gr.Button("Stop", variant="stop", visible=False, size="md")
+            parts["earlier"] = gr.Dropdown(
+                show_label=False,
+                container=False,
+                filterable=False,
+                visible=False,
+                elem_id="earlier",
+                elem_classes="grow",
+            )
+        with gr.Accordion("New comparison", open=False, elem_id="new-comparison", elem_classes="card") as folded:
+            family = gr.Radio(
+                [(FAMILIES[name].title, name) for name in families],
+                value=families[0],
+                label="Family",
+                visible=len(families) > 1,
+            )
+            takes = gr.Dropdown(
+                choices=[],
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,
+                label="Takes",
+                info="Checkpoints of any run. The path of an adapter file can be typed as well.",
+                elem_id="compare-takes",
+            )
+            for name, form in forms.items():
+                with gr.Column(visible=name == families[0]) as groups[name]:
+                    form.build(prefix=f"compare-{name}")
+            problem = head("compare-problem")
+            with gr.Row(elem_classes="actions"):
+                go = gr.Button("Compare", variant="primary", interactive=False, size="md", elem_id="compare-go")
+                total = gr.Markdown("", elem_id="compare-total", elem_classes=["quiet", "grow"])
+        parts["wall"] = wall(elem_id="wall")
+
+    controls = [component for form in forms.values() for component in form.components]
+    drawn = [component for form in forms.values() for component in form.outputs]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+    outputs = [shown, seen, *(parts[name] for name in SHOWN)]
+    filled = [filled_for, folded, family, takes, *controls]
+
+    def values_of(name: str, flat: Sequence[Any]) -> list[Any]:
+        """A family's own values among those of all forms."""
+        start = sum(len(forms[before].components) for before in families[: families.index(name)])
+        return list(flat[start : start + len(forms[name].components)])
+
+    def fill(chosen: str | None, before: Any, opening: bool) -> list[Any]:
+        """Updates of `filled`: the form for a run, unless it stands for that run and its checkpoints already."""
+        entries = runs.entries()
+        entry = run_to_begin_with(entries, chosen)
+        config = read_run(entry)
+        known = workspace.takes()
+        own = takes_to_begin_with(known, entry.id if entry else None)
+        mark = [entry.id if entry else None, own]
+        name = config.family if config else families[0]
+        models = model_choices(workspace)
+        choices = take_choices(workspace, name)
+        if before == mark:
+            kept = [gr.update(choices=models[p]) if p in models else gr.skip() for f in forms.values() for p in f.paths]
+            return [gr.skip(), gr.skip(), gr.skip(), gr.update(choices=choices), *kept]
+        updates: list[Any] = []
+        for known_as, form in forms.items():
+            given = settings_of(config, form.config_class) if config and config.family == known_as else {}
+            if not given and models["base_model"]:
+                given = {"base_model": models["base_model"][0][1]}
+            for path, value in zip(form.paths, form.starting_values(given), strict=True):
+                updates.append(gr.update(value=value, choices=models[path]) if path in models else value)
+        return [mark, gr.update(open=opening), name, gr.update(choices=choices, value=own), *updates]
+
+    def come(chosen: str | None, run: str | None, before: Seen, form_for: Any) -> Any:
+        """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
+        entry = find(runs.entries(), chosen)
+        if entry is not None and entry.info.kind == "sample":
+            return [*refresh(runs, entry.id, before), *[gr.skip()] * len(filled)]
+        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None)]
+
+    def open_page(chosen: str | None) -> Any:
+        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()))]
+
+    def look(run: str | None, before: Seen) -> Any:
+        return refresh(runs, run, before)
+
+    def show(run: str | None, before: Seen) -> Any:
+        return [run, run, *refresh(runs, run, before)[1:]]
+
+    def choose_family(name: str) -> Any:
+        return [
+            gr.update(choices=take_choices(workspace, name), value=[]),
+            *(gr.update(visible=known == name) for known in families),
+        ]
+
+    def count(name: str, paths: list[str] | None, *flat: Any) -> Any:
+        label, line, possible = count_line(forms[name], paths or [], values_of(name, flat))
+        return gr.update(value=label, interactive=possible), line
+
+    def submit(
+        request: gr.Request, before: Seen, was: dict[str, Marks], name: str, paths: list[str] | None, *flat: Any
+    ) -> Any:
+        page.access.require_owner(request)
+        form, values = forms[name], values_of(name, flat)
+        config, found = checked_config(form, paths or [], values)
+        now = {**was, name: form.marks(values, found)}
+        looks = [update for known, other in forms.items() for update in other.updates(was[known], now[known])]
+        elsewhere = "\n".join(f"{where}: {text}" if where else text for where, text in found if where not in form.paths)
+        told_so = head_value("", elsewhere, state="failed")
+        if config is None:
+            return [gr.skip()] * (1 + len(outputs)) + [gr.skip(), now, told_so, *looks]
+        with told():
+            run = queue_comparison(workspace, queue, config)
+        return [run, run, *refresh(runs, run, before)[1:], gr.update(open=False), now, told_so, *looks]
+
+    def stop(run: str | None, before: Seen, request: gr.Request) -> Any:
+        page.access.require_owner(request)
+        with told():
+            job = queue.last_of(run) if run else None
+            if job is not None:
+                queue.cancel(job.id)
+        return refresh(runs, run, before)
+
+    def again(run: str | None, before: Seen, request: gr.Request) -> Any:
+        page.access.require_owner(request)
+        with told():
+            if run is not None:
+                start_again(queue, run)
+        return refresh(runs, run, before)
+
+    page.demo.load(open_page, page.chosen_run, [*outputs, *filled], **quiet)
+    page.tab_items[COMPARE].select(come, [page.chosen_run, shown, seen, filled_for], [*outputs, *filled], **quiet)
+    gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **quiet)
+    parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **quiet)
+    parts["stop"].click(stop, [shown, seen], outputs, **quiet)
+    parts["again"].click(again, [shown, seen], outputs, **quiet)
+    family.input(choose_family, family, [takes, *groups.values()], **quiet)
+    counted = [c for form in forms.values() for p, c in zip(form.paths, form.components, strict=True) if p in COUNTED]
+    gr.on(
+        [family.change, takes.change, *(c.change for c in counted)],
+        count,
+        [family, takes, *controls],
+        [go, total],
+        **quiet,
+    )
+    go.click(
+        submit,
+        [seen, marks, family, takes, *controls],
+        [page.chosen_run, *outputs, folded, marks, problem, *drawn],
+        **quiet,
+    )
+
+
+def read_run(entry: Entry | None) -> TrainConfig | None:
+    """The config of a training run; None where there is none to read."""
+    if entry is None:
+        return None
+    try:
+        return load_config(entry.info.folder.config)
+    except ConfigError:
+        return None

@@ -1,0 +1,401 @@
+"""Configure: what will run, and would it start? The form of a family, the config that it makes, and the command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.forms import Choice, Form, Marks, Problem
+from studio.jobs import JobError
+from studio.page import CONFIGURE, TRAIN, Page
+from studio.parts.answer import answer, notes
+from studio.workspace import PROJECT, Workspace, WorkspaceError
+from trainers.config import ConfigError, TrainConfig, parse_yaml, read_yaml, to_yaml, validate
+from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger
+from trainers.families import FAMILIES, family_of
+from trainers.families.base import ModelFamily
+
+LEAD = ("method", "dataset.path", "base_model", "motion_adapter")
+STORAGE = "dailies"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A run as it would start. config None: it would not, and `problems` say why."""
+
+    config: TrainConfig | None
+    problems: list[Problem]
+    remarks: list[tuple[Any, str]]
+    line: str
+
+    @property
+    def starts(self) -> bool:
+        return self.config is not None and not self.problems
+
+
+# --- plain functions of values ----------------------------------------------------------------------------------------
+
+
+def form_of(family: ModelFamily, workspace: Workspace) -> Form[TrainConfig]:
+    """The form of a family's runs in this workspace."""
+    fixed = {"family": family.name, "dataset.cache_dir": str(workspace.cache)}
+    return Form(family.train_config, fixed=fixed, lead=LEAD, picks=picks(workspace))
+
+
+def picks(workspace: Workspace) -> dict[str, list[Choice]]:
+    """What the workspace has to choose from, by field."""
+    datasets = workspace.root / "datasets"
+    return {
+        "dataset.path": [(name, str(datasets / name)) for name in workspace.datasets()],
+        "base_model": [(_below(path, workspace.models), path) for path in workspace.base_models()],
+        "motion_adapter": [(_below(path, workspace.models), path) for path in workspace.motion_adapters()],
+    }
+
+
+def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str | None = None) -> list[Any]:
+    """What the form shows before anybody has chosen: the demo's run for the demo, else defaults with the first base."""
+    names = workspace.datasets()
+    name = dataset if dataset in names else (names[0] if names else None)
+    if name == "demo":
+        values = demo_values(form, workspace)
+        if values is not None:
+            return values
+    given = {path: choices[0][1] for path, choices in picks(workspace).items() if choices and path != "motion_adapter"}
+    if name:
+        given["dataset.path"] = str(workspace.root / "datasets" / name)
+    return form.starting_values(given)
+
+
+def demo_values(form: Form[TrainConfig], workspace: Workspace) -> list[Any] | None:
+    """The demo's run in the form, or None: it is of another family, or not part of this installation."""
+    try:
+        config = workspace.demo_config()
+    except (WorkspaceError, ConfigError):
+        return None
+    return form.values(config) if isinstance(config, form.config_class) else None
+
+
+def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any]) -> Preview:
+    """What the values of a form would start: the schema's word, the family's, and the ledger's."""
+    config, problems = form.check(values)
+    if config is None:
+        return Preview(None, problems, [], "")
+    remarks: list[tuple[Any, str]] = []
+    for finding in family.findings(config):
+        if finding.level == "error":
+            problems.append((finding.where, finding.text))
+        else:
+            remarks.append((finding.level, finding.text))
+    line = ""
+    try:
+        dataset = Dataset.open(PROJECT / Path(config.dataset.path).expanduser())
+        rows = ledger(dataset, config, family)
+        usable = [row for row in rows if row.status != "dropped"]
+        line = f"{len(usable)} of {len(rows)} clips used, {config.max_train_steps} steps"
+        dropped = [row for row in rows if row.status == "dropped"]
+        if not rows:
+            problems.append(("dataset.path", f"Dataset {dataset.name} has no clips yet; add some in the Dataset tab."))
+        elif not usable:
+            problems.append(("dataset.path", f"None of the {len(rows)} clips can be used: {_name(dropped[0])}"))
+        else:
+            remarks += [("warning", f"Left out: {_name(row)}") for row in dropped[:8]]
+            if len(dropped) > 8:
+                remarks.append(("warning", f"{len(dropped) - 8} more are left out; the Dataset tab lists them."))
+    except DatasetError as error:
+        problems.append(("dataset.path", str(error)))
+    return Preview(config, problems, remarks, line)
+
+
+def headline(form: Form[TrainConfig], now: Preview) -> str:
+    """The answer at the top of the tab."""
+    if now.starts:
+        return answer("This run would start", now.line)
+    more = len(now.problems) - 1
+    rest = f" ({more} more below.)" if more else ""
+    return answer("This run would not start yet", now.problems[0][1] + rest, "bad")
+
+
+def run_title(title: str, config: TrainConfig) -> str:
+    """The title of a run; from its dataset and method where nobody gave one."""
+    return title.strip() or f"{Path(config.dataset.path).name} {config.method.replace('_', ' ')}"
+
+
+def command(workspace: Workspace, run_id: str) -> str:
+    """The line that starts a run from the project's folder: what the queue runs."""
+    folder = workspace.root / "runs" / run_id
+    shown = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
+    config, run_dir = shlex.quote(str(shown / "config.yaml")), shlex.quote(str(shown))
+    return f"python -m trainers.train \\\n  --config {config} \\\n  --run-dir {run_dir}"
+
+
+def read_config(text: str) -> tuple[str, dict[str, Any], list[tuple[Any, str]]]:
+    """(family, settings, what to say of them) from YAML of ours, or from an upstream config that a family knows.
+
+    ConfigError where it is neither. Settings that cannot be used are named, not refused: the form shows the rest.
+    """
+    for family in FAMILIES.values():
+        foreign = family.read_foreign(text)
+        if foreign is not None:
+            settings, remarks = foreign
+            return family.name, settings, [("info", remark) for remark in remarks]
+    settings = parse_yaml(text, "the text")
+    family = family_of(settings)
+    try:
+        validate(family.train_config, settings)
+    except ConfigError as error:
+        return family.name, settings, [("error", f"{where} {what}".strip()) for where, what in error.problems]
+    return family.name, settings, []
+
+
+def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
+    """What a run can start from: defaults, the family's presets, the demo, earlier runs."""
+    found: list[Choice] = [("Defaults", "defaults")]
+    found += [(f"Preset: {name}", f"preset:{name}") for name in family.presets]
+    try:
+        if workspace.demo_config().family == family.name:
+            found.append(("The demo run", "demo"))
+    except (WorkspaceError, ConfigError):
+        pass
+    runs = [info for info in workspace.runs("train") if info.family == family.name]
+    return found + [(f"Run {info.id}", f"run:{info.id}") for info in runs[:50]]
+
+
+def values_from(origin: str, form: Form[TrainConfig], family: ModelFamily, workspace: Workspace) -> list[Any]:
+    """The form filled from one of `origins`."""
+    kind, _, name = origin.partition(":")
+    if kind == "run":
+        return form.shown(read_yaml(workspace.run(name).config))
+    if kind == "demo":
+        values = demo_values(form, workspace)
+        if values is None:
+            raise WorkspaceError("the demo is not part of this installation: examples/demo is missing")
+        return values
+    given: dict[str, Any] = {
+        path: choices[0][1] for path, choices in picks(workspace).items() if choices and path != "motion_adapter"
+    }
+    return form.starting_values({**given, **family.presets.get(name, {})})
+
+
+def _below(path: str, parent: Path) -> str:
+    return str(Path(path).relative_to(parent)) if Path(path).is_relative_to(parent) else path
+
+
+def _name(row: LedgerRow) -> str:
+    return row.reason if row.clip.name in row.reason else f"{row.clip.name}: {row.reason}"
+
+
+# --- the tab ----------------------------------------------------------------------------------------------------------
+
+
+def build(page: Page) -> None:
+    """Draw the tab and wire it."""
+    workspace = page.workspace
+    forms = {name: form_of(family, workspace) for name, family in FAMILIES.items()}
+    first = next(iter(FAMILIES))
+    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+
+    with gr.Row(elem_classes="row stack"):
+        with gr.Column(scale=1, min_width=0):
+            head = gr.HTML(answer("Configure"), elem_id="configure-answer")
+            chosen = gr.Radio(
+                [(f"{family.title}\n{_methods(family)}", name) for name, family in FAMILIES.items()],
+                value=first, label="Family", show_label=False, container=False, elem_classes="cards", elem_id="family",
+            )  # fmt: skip
+            with gr.Column(elem_classes="card"):
+                with gr.Row(elem_classes="actions"):
+                    gr.HTML('<h2 class="title">Basics</h2>', elem_classes="grow")
+                    origin = gr.Dropdown(
+                        origins(workspace, FAMILIES[first]), value="defaults", label="Start from", filterable=False,
+                        min_width=200, elem_id="origin", elem_classes="origin",
+                    )  # fmt: skip
+                columns: list[gr.Column] = []
+                marks: dict[str, gr.State] = {}
+                for name, form in forms.items():
+                    with gr.Column(visible=name == first, min_width=0) as column:
+                        values = starting_values(form, workspace)
+                        form.build(values, prefix=name)
+                        marks[name] = gr.State(form.marks(values))
+                    columns.append(column)
+            with gr.Accordion("Use a config of your own", open=False):
+                gr.Markdown("Paste a config of Dailies, or one of a tool that a family can read.", elem_classes="quiet")
+                paste = gr.Textbox(
+                    label="Config", show_label=False, container=False, lines=8, max_lines=24, elem_classes="mono",
+                    elem_id="paste-config",
+                )  # fmt: skip
+                fill = gr.Button("Fill the form from this config", elem_id="fill-form")
+                pasted = gr.HTML()
+        with gr.Column(elem_classes="aside", scale=0, min_width=0):
+            with gr.Column(elem_classes="card"):
+                gr.HTML('<h2 class="title">The run, as it will start</h2>')
+                title = gr.Textbox(label="Title", placeholder="From dataset and method", max_lines=1, max_length=100)
+                with gr.Row(elem_classes="actions"):
+                    queue = gr.Button("Queue this run", variant="primary", elem_id="queue-run", interactive=False)
+                    save = gr.Button("Save without queueing", elem_id="save-run", interactive=False)
+                saved = gr.HTML(elem_id="saved")
+                remarks = gr.HTML(elem_id="remarks")
+                line = gr.Code(
+                    language="shell", label="Command", interactive=False, lines=3, show_line_numbers=False,
+                    wrap_lines=True, buttons=["copy"], elem_id="command",
+                )  # fmt: skip
+                text = gr.Code(
+                    language="yaml", label="config.yaml", interactive=False, lines=12, max_lines=28,
+                    show_line_numbers=False, buttons=["copy", "download"], elem_id="yaml",
+                )  # fmt: skip
+    draft = gr.BrowserState(None, storage_key=f"{STORAGE}-draft", secret=STORAGE)
+    shared = [head, remarks, line, text, queue, save, draft]
+    everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
+
+    def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
+        """Updates of `everything`: family `name` in sight, the forms in `given` filled."""
+        lists = picks(workspace)
+        cells = [cell for key, form in forms.items() for cell in form.refill(given.get(key), lists)]
+        return [
+            name,
+            *(gr.update(visible=key == name) for key in forms),
+            gr.update(choices=origins(workspace, FAMILIES[name])),
+            gr.skip() if run is None else run,
+            *cells,
+        ]
+
+    def come_back(kept: dict[str, Any] | None, place: dict[str, Any] | None) -> list[Any]:
+        """The form as this browser left it, or as it starts."""
+        kept = kept if isinstance(kept, dict) else {}
+        name = str(kept.get("family")) if kept.get("family") in forms else first
+        given = {}
+        for key, form in forms.items():
+            values = starting_values(form, workspace, (place or {}).get("dataset"))
+            was = kept.get(key)
+            known = dict(zip(form.paths, values, strict=True))
+            if isinstance(was, dict):
+                known |= {path: value for path, value in was.items() if path in known}
+            given[key] = list(known.values())
+        return fill_all(name, given, str(kept.get("title") or ""))
+
+    def from_origin(choice: str, name: str) -> list[Any]:
+        try:
+            values = values_from(choice, forms[name], FAMILIES[name], workspace)
+        except (WorkspaceError, ConfigError) as error:
+            raise gr.Error(str(error), title="Start from") from error
+        return fill_all(name, {name: values})
+
+    def from_text(own: str) -> list[Any]:
+        if not own.strip():
+            return [*(gr.skip() for _ in everything), notes([("error", "Paste a config first.")])]
+        try:
+            name, settings, said = read_config(own)
+        except ConfigError as error:
+            return [*(gr.skip() for _ in everything), notes([("error", f"{w} {t}".strip()) for w, t in error.problems])]
+        told = notes([("ok", "The form is filled."), *said])
+        return [*fill_all(name, {name: forms[name].shown(settings)}), told]
+
+    loaded = page.demo.load(come_back, [draft, page.place], everything, **quick)
+    switched = chosen.input(
+        lambda name: fill_all(name, {})[: 2 + len(columns)], chosen, everything[: 2 + len(columns)], **quick
+    )
+    started = origin.input(from_origin, [origin, chosen], everything, **quick)
+    filled = fill.click(from_text, paste, [*everything, pasted], **quick)
+    page.tab_items[CONFIGURE].select(lambda name: fill_all(name, {}), chosen, everything, **quick)
+
+    for name, form in forms.items():
+        wire = _Wire(page, FAMILIES[name], form)
+        mine = [chosen, title, draft, marks[name], *form.components]
+        outputs = [*shared, marks[name], *form.outputs]
+        for event in (loaded, switched, started, filled):
+            event.then(wire.refresh, mine, outputs, **quick)
+        typed = [component.input for component in form.components]
+        gr.on([*typed, title.input], wire.refresh, mine, outputs, trigger_mode="always_last", **quick)
+        page.begin_run.change(
+            wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **quick
+        ).then(wire.refresh, mine, outputs, **quick)
+        kept = [chosen, title, *form.components]
+        queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **quick)
+        save.click(wire.save, kept, [saved, line], **quick)
+
+
+class _Wire:
+    """The handlers of one family's form. All families hear a shared button; those that are not chosen stay silent."""
+
+    def __init__(self, page: Page, family: ModelFamily, form: Form[TrainConfig]) -> None:
+        self.page = page
+        self.family = family
+        self.form = form
+
+    def refresh(self, chosen: str, title: str, draft: Any, before: Marks, *values: Any) -> list[Any]:
+        """What the values would start: answer, remarks, command, YAML, buttons, draft, and marks at the fields."""
+        form = self.form
+        if chosen != self.family.name:
+            return [gr.skip() for _ in range(8 + len(form.outputs))]
+        now = preview(form, self.family, values)
+        marks = form.marks(values, now.problems)
+        loose = [text for path, text in now.problems if path not in form.paths]
+        if now.config is not None:
+            run_id = self.page.workspace.next_run_id(run_title(title, now.config))
+            shown = [command(self.page.workspace, run_id), to_yaml(now.config)]
+        else:
+            shown = [gr.skip(), gr.skip()]
+        keep = dict(draft) if isinstance(draft, dict) else {}
+        keep |= {"family": chosen, "title": title, chosen: dict(zip(form.paths, values, strict=True))}
+        return [
+            headline(form, now),
+            notes([*(("error", text) for text in loose), *now.remarks]),
+            *shown,
+            gr.update(interactive=now.starts),
+            gr.update(interactive=now.starts),
+            keep,
+            marks,
+            *form.updates(before, marks),
+        ]
+
+    def begin(self, wish: dict[str, Any] | None, chosen: str, *values: Any) -> list[Any]:
+        """The form for what the Dataset tab asks for: its dataset, and the frames and size that were looked with."""
+        form, workspace = self.form, self.page.workspace
+        if not wish or wish.get("family") != self.family.name:
+            return [gr.skip() for _ in range(1 + len(FAMILIES) + len(form.components))]
+        path = str(workspace.root / "datasets" / str(wish["dataset"]))
+        current = dict(zip(form.paths, values, strict=True))
+        base = list(values)
+        if wish["dataset"] == "demo" and current.get("dataset.path") != path:
+            base = starting_values(form, workspace, "demo")
+        merged = form.merge(base, {"dataset.path": path, **wish["settings"]})
+        columns = [gr.update(visible=name == self.family.name) for name in FAMILIES]
+        return [self.family.name, *columns, *form.refill(merged, picks(workspace))]
+
+    def queue(self, request: gr.Request, chosen: str, title: str, *values: Any) -> list[Any]:
+        """Save the run, queue it, and go and watch it."""
+        run_id = self._make(request, chosen, title, values)
+        if run_id is None:
+            return [gr.skip() for _ in range(4)]
+        try:
+            self.page.queue.submit(run_id, "train")
+        except JobError as error:
+            raise gr.Error(str(error), title="Queue this run") from error
+        return ["", run_id, gr.Tabs(selected=TRAIN), command(self.page.workspace, run_id)]
+
+    def save(self, request: gr.Request, chosen: str, title: str, *values: Any) -> list[Any]:
+        """Save the run; the command starts it."""
+        run_id = self._make(request, chosen, title, values)
+        if run_id is None:
+            return [gr.skip(), gr.skip()]
+        said = notes([("ok", f"Saved as {run_id}. The command below starts it; Start from lists it.")])
+        return [said, command(self.page.workspace, run_id)]
+
+    def _make(self, request: gr.Request, chosen: str, title: str, values: Sequence[Any]) -> str | None:
+        if chosen != self.family.name:
+            return None
+        self.page.access.require_owner(request)
+        now = preview(self.form, self.family, values)
+        if now.config is None or now.problems:
+            raise gr.Error(now.problems[0][1], title="This run would not start yet")
+        try:
+            return self.page.workspace.new_run(now.config, run_title(title, now.config)).id
+        except (WorkspaceError, OSError) as error:
+            raise gr.Error(f"The run cannot be saved: {error}", title="Save") from error
+
+
+def _methods(family: ModelFamily) -> str:
+    return ", ".join(name.replace("_", " ") for name in family.methods)

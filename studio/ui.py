@@ -1,0 +1,127 @@
+"""The page: a header, four tabs, and the selections that tabs share."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from studio.access import Access
+from studio.jobs import JobQueue, JobState
+from studio.page import COMPARE, CONFIGURE, DATASET, TRAIN, Page
+from studio.progress import RunReader, status
+from studio.tabs import compare, configure, dataset, train
+from studio.worker import Worker
+from studio.workspace import Workspace, WorkspaceError
+
+TABS = {
+    DATASET: ("Dataset", dataset.build),
+    CONFIGURE: ("Configure", configure.build),
+    TRAIN: ("Train", train.build),
+    COMPARE: ("Compare", compare.build),
+}
+
+#: The browser keeps places and drafts in its own storage. They are no secrets: the key only makes them readable
+#: again after the studio was restarted.
+STORAGE = "dailies"
+
+SHORTCUTS = """() => {
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+    const button = document.querySelector('#queue-run');
+    if (button && button.offsetParent !== null && !button.disabled) { event.preventDefault(); button.click(); }
+  });
+}"""
+
+
+def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access) -> gr.Blocks:
+    """The whole page. Theme and CSS are given where it is launched."""
+    with gr.Blocks(title="Dailies", analytics_enabled=False, fill_width=True, delete_cache=(3600, 24 * 3600)) as demo:
+        chosen_dataset, chosen_run, begin_run = gr.State(None), gr.State(None), gr.State(None)
+        place = gr.BrowserState(None, storage_key=f"{STORAGE}-place", secret=STORAGE)
+        tab = gr.State(DATASET)
+        with gr.Column(elem_id="shell"):
+            gr.HTML("Dai<b>l</b>ies", elem_id="wordmark")
+            now = gr.HTML(elem_id="now")
+            with gr.Tabs(elem_id="tabs") as tabs:
+                page = Page(
+                    workspace=workspace,
+                    queue=queue,
+                    worker=worker,
+                    access=access,
+                    demo=demo,
+                    tabs=tabs,
+                    chosen_dataset=chosen_dataset,
+                    chosen_run=chosen_run,
+                    begin_run=begin_run,
+                    place=place,
+                )
+                page.tab_items = {id: gr.Tab(label, id=id, render_children=True) for id, (label, _) in TABS.items()}
+                for id, (_, draw) in TABS.items():
+                    with page.tab_items[id]:
+                        draw(page)
+        clock = gr.Timer(3.0)
+
+        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        for id, item in page.tab_items.items():
+            item.select(_constant(id), None, tab, **quick)
+        gr.on(
+            [tab.change, chosen_dataset.change, chosen_run.change],
+            remember,
+            [tab, chosen_dataset, chosen_run],
+            place,
+            **quick,
+        )
+        demo.load(come_back, place, [tabs, tab, chosen_run], **quick)
+        chip = Chip(workspace, queue)
+        demo.load(chip.html, None, now, **quick)
+        clock.tick(chip.html, None, now, **quick)
+        demo.load(None, None, None, js=SHORTCUTS)
+    return demo
+
+
+def remember(tab: str, dataset: str | None, run: str | None) -> dict[str, str | None]:
+    """What the browser keeps over a reload."""
+    return {"tab": tab, "dataset": dataset, "run": run}
+
+
+def come_back(place: dict[str, Any] | None) -> list[Any]:
+    """The tab that was open, and the run that was chosen, if the browser remembers them."""
+    place = place or {}
+    tab = place.get("tab") if place.get("tab") in TABS else DATASET
+    return [gr.Tabs(selected=tab), tab, place.get("run")]
+
+
+class Chip:
+    """What runs now, in a few words, for the header."""
+
+    def __init__(self, workspace: Workspace, queue: JobQueue) -> None:
+        self.workspace = workspace
+        self.queue = queue
+        self._readers: dict[str, RunReader] = {}
+
+    def html(self) -> str:
+        """The first running job with how far it is, and how many more there are; nothing when nothing runs."""
+        jobs = self.queue.jobs()
+        running = [job for job in jobs if job.state is JobState.RUNNING]
+        waiting = sum(job.state is JobState.QUEUED for job in jobs)
+        self._readers = {job.run_id: self._readers[job.run_id] for job in running if job.run_id in self._readers}
+        if not running:
+            return f'<span class="chip">{waiting} waiting</span>' if waiting else ""
+        job = running[0]
+        text = job.run_id
+        try:
+            reader = self._readers.setdefault(job.run_id, RunReader(self.workspace.run(job.run_id)))
+            at = status(reader.events(), job)
+            if at.step is not None and at.total:
+                text += f" {round(100 * at.step / at.total)} %"
+        except WorkspaceError:
+            pass
+        more = len(running) - 1 + waiting
+        text += f", {more} more" if more else ""
+        return f'<span class="chip"><span class="dot"></span>{escape(text)}</span>'
+
+
+def _constant(value: str) -> Any:
+    return lambda: value

@@ -1,0 +1,78 @@
+"""What tests share. Runs before anything imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Set before torch is imported, here and in every process that a test starts: more threads than this only wait for each
+# other on tensors as small as ours. And a test that reaches for the network must fail the same way everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import pytest  # noqa: E402
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    """A tiny random AnimateDiff base with the real classes; its motion adapter is below it, in motion_adapter/.
+
+    Shared by the whole session: read it, never write into it.
+    """
+    from examples import tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    tiny.write("animatediff", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """A dataset of three captioned clips of 12 frames, 64 x 64 at 8 fps. Shared: read it, never write into it."""
+    from examples.demo.make_clips import write
+
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write(folder, clips=3, num_frames=12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium, driven by Playwright; `chromium.new_page()` gives a page.
+
+    One per module: Playwright keeps an event loop running in the thread for as long as it lives.
+    """
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        reason = "no chromium, chromium-browser or google-chrome on the path: the page cannot be driven"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

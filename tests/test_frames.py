@@ -1,0 +1,111 @@
+"""Which frames a sample takes."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from trainers.config import DatasetConfig
+from trainers.data.frames import choose_frames, most_frames, most_stride, needed_frames, span
+
+
+def settings(**values) -> DatasetConfig:
+    return DatasetConfig(path="data", **{"num_frames": 4, "frame_selection": "first", **values})
+
+
+def choose(available: int, clip_fps: float = 8, seed: int = 0, **values) -> list[list[int]]:
+    config = settings(**values)
+    return choose_frames(available, clip_fps, config, config.num_frames, random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"frame_stride": 3}, [0, 3, 6, 9]),
+        ({"start_frame": 5}, [5, 6, 7, 8]),
+        ({"start_frame": 2, "frame_stride": 2}, [2, 4, 6, 8]),
+        ({"num_frames": 1}, [0]),
+        ({"frame_selection": "uniform"}, [0, 3, 6, 9]),
+        ({"frame_selection": "uniform", "num_frames": 3}, [0, 4, 9]),
+        ({"frame_selection": "uniform", "num_frames": 1}, [0]),
+        ({"frame_selection": "uniform", "num_frames": 10}, list(range(10))),
+    ],
+)
+def test_one_sample(values, expected):
+    assert choose(10, **values) == [expected]
+
+
+def test_windows_stand_one_behind_the_other():
+    assert choose(10, frame_selection="windows") == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert choose(15, frame_selection="windows", frame_stride=2) == [[0, 2, 4, 6], [7, 9, 11, 13]]
+    assert choose(4, frame_selection="windows") == [[0, 1, 2, 3]]
+
+
+def test_random_starts_reach_every_frame_and_repeat_with_the_seed():
+    seen = [choose(10, seed=seed, frame_selection="random", frame_stride=2)[0] for seed in range(60)]
+    assert {sample[0] for sample in seen} == {0, 1, 2, 3}
+    assert all(b - a == 2 for sample in seen for a, b in pairwise(sample))
+    assert max(max(sample) for sample in seen) == 9
+    assert choose(10, seed=7, frame_selection="random") == choose(10, seed=7, frame_selection="random")
+
+
+@pytest.mark.parametrize(
+    ("clip_fps", "fps", "stride", "expected"),
+    [
+        (24, 8, 1, [0, 3, 6, 9]),
+        (24, 8, 2, [0, 6, 12, 18]),
+        (12, 8, 1, [0, 2, 3, 5]),  # 0, 1.5, 3, 4.5: halves go up, so that steps stay even
+        (30, 8, 1, [0, 4, 8, 11]),
+        (30000 / 1001, 30, 1, [0, 1, 2, 3]),
+        (8, 16, 1, [0, 1, 1, 2]),  # more than the clip has: frames repeat, and the ledger says so
+    ],
+)
+def test_a_target_rate_goes_by_time(clip_fps, fps, stride, expected):
+    assert choose(60, clip_fps, fps=fps, frame_stride=stride) == [expected]
+    rng = random.Random(1)
+    config = settings(fps=fps, frame_stride=stride, frame_selection="random")
+    sample = choose_frames(60, clip_fps, config, 4, rng)[0]
+    assert [number - sample[0] for number in sample] == expected
+
+
+def test_windows_at_a_target_rate_lie_on_one_grid():
+    assert choose(12, 12, fps=8, frame_selection="windows") == [[0, 2, 3, 5], [6, 8, 9, 11]]
+
+
+@pytest.mark.parametrize("selection", ["first", "uniform", "random", "windows"])
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("fps", [None, 5, 8, 24])
+@pytest.mark.parametrize("start", [0, 4])
+def test_exactly_the_needed_frames_are_enough(selection, stride, fps, start):
+    config = settings(frame_selection=selection, frame_stride=stride, fps=fps, start_frame=start, num_frames=6)
+    needed = needed_frames(config, 12, 6)
+    assert choose_frames(needed - 1, 12, config, 6, random.Random(0)) == []
+    for seed in range(5):
+        for sample in choose_frames(needed, 12, config, 6, random.Random(seed)):
+            assert len(sample) == 6
+            assert sample[0] >= 0
+            assert sample == sorted(sample)
+            assert sample[-1] < needed
+            assert fps == 24 or len(set(sample)) == 6
+    assert most_frames(needed, 12, config) == 6
+    assert most_frames(needed - 1, 12, config) == 5 or fps == 24
+    assert most_frames(10 * needed, 12, config) == 6
+
+
+def test_no_frames_give_no_sample():
+    assert choose(0) == []
+    assert most_frames(0, 8, settings()) == 0
+    assert choose(3, start_frame=3) == []
+
+
+def test_span_and_what_would_fit():
+    assert span(16, 3) == 46
+    assert needed_frames(settings(num_frames=16, frame_stride=3), 8, 16) == 46
+    config = settings(num_frames=16, frame_stride=3)
+    assert most_frames(31, 8, config) == 11
+    assert most_stride(31, 8, config) == 2
+    assert most_stride(15, 8, config) == 0
+    assert most_stride(16, 8, settings(num_frames=16, frame_stride=5)) == 1

@@ -1,0 +1,1 @@
+"""The trainers: they run alone, from the command line, and leave everything they did in a run folder."""

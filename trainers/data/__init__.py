@@ -1,0 +1,1 @@
+"""Clips: reading and writing video files, choosing frames, datasets on disk, and batches."""

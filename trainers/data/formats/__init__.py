@@ -1,0 +1,1 @@
+"""Upstream dataset layouts: one file each, with a reader and a writer."""

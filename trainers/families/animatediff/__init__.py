@@ -1,0 +1,1 @@
+"""AnimateDiff: motion modules on an SD 1.5 image model."""

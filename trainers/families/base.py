@@ -1,0 +1,164 @@
+"""What a family is: `ModelFamily` before its weights are read, `VideoModel` with the weights in memory.
+
+Importing this file loads no torch: the studio draws forms and checks clips from `ModelFamily` alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainers.config import SampleConfig, Section, TrainConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from trainers.noise import Draws
+
+Stage = Literal["train", "sample"]
+
+#: A checkpoint folder or adapter file, and the strength at which it is applied.
+Take = tuple[Path, float]
+
+
+class ModelError(Exception):
+    """A model, adapter or checkpoint that cannot be used: one sentence with the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example: what the denoiser gets and what it should answer.
+
+    denoiser: name of the network it is for. weight: broadcasts over the loss of each element, or None.
+    conditions: further inputs of the network, by name.
+    """
+
+    model_input: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor | None
+    weight: torch.Tensor | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    denoiser: str = "denoiser"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One clip to draw. Its randomness comes from the `Draws` given beside it."""
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_frames: int
+    num_inference_steps: int
+    guidance_scale: float
+
+
+class VideoModel(ABC):
+    """The weights in memory. Every sign, scale and space convention of a family lives in its subclass."""
+
+    #: The trained module or modules, by name. The loop may replace one by its wrapped form.
+    denoiser: dict[str, torch.nn.Module]
+
+    @abstractmethod
+    def fingerprint(self, encoder: Literal["video", "prompt"]) -> str:
+        """Identity of an encoder's weights and settings, for the cache key. Loads nothing."""
+
+    @abstractmethod
+    def encode_video(self, pixels: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:
+        """What to cache of clips: pixels (b, f, 3, h, w) uint8 -> plain tensors (b, ...), on the CPU.
+
+        In raw VAE space (posterior mean and logvar), so that target conventions can change without encoding again.
+        """
+
+    @abstractmethod
+    def encode_prompt(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Embeddings, masks, pooled of texts: (b, ...) on the CPU. The empty text gives what dropout substitutes."""
+
+    @abstractmethod
+    def example(self, batch: Mapping[str, torch.Tensor], draws: Draws) -> Example:
+        """Noise, timesteps, input, target, weight. `batch` holds what the encoders gave, with the prompt's tensors
+        under their own names and those of the empty prompt under ``null_`` + name, on the device."""
+
+    @abstractmethod
+    def predict(self, example: Example) -> torch.Tensor:
+        """A tensor like the target; the only call of the network."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the trained weights into `folder`; give what ``meta.json`` must say to load them again."""
+
+    @abstractmethod
+    def load(self, takes: Sequence[Take]) -> None:
+        """Apply checkpoints or adapter files at their strengths, replacing what was loaded; [] is the base.
+
+        Full weights interpolate from the base. Never merges. In stage train one take at strength 1 restores the
+        trained weights exactly, in place. ModelError when keys do not fit.
+        """
+
+    @abstractmethod
+    def sample(self, request: SampleRequest, draws: Draws) -> np.ndarray:
+        """The clip as (f, h, w, 3) uint8. Validation, Compare and tests all come through here."""
+
+    @abstractmethod
+    def release(self, stage: Literal["encoders", "decoder"]) -> None:
+        """Free what a stage no longer needs; it is read again when it is next asked for."""
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that the optimizer gets."""
+        return [p for module in self.denoiser.values() for p in module.parameters() if p.requires_grad]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to say about a config before it runs. error: it would not start."""
+
+    level: Literal["error", "warning", "info"]
+    text: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """A family before its weights: its name, its settings, its rules. Torch-free."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    methods: dict[str, str]  # method -> what it trains, in a sentence
+    export_formats: dict[str, str]  # format -> what it is and where it loads
+    train_config: type[TrainConfig]
+    sample_config: type[SampleConfig]
+    #: name -> {dotted field: value}; the form fills them in, the rest stays at its default.
+    presets: dict[str, dict[str, Any]]
+    size_multiple: int
+    #: The most frames that the family can use of n available ones (its frame rule), or 0.
+    frames_within: Callable[[int], int]
+    #: Findings on a config from the files that it names, without reading weights into memory.
+    findings: Callable[[TrainConfig | SampleConfig], list[Finding]]
+    #: The torch module "package.module:Class" with the VideoModel; imported in `load` only.
+    model: str
+    #: "package.module:function" of (Checkpoint, format, out) -> report sentence.
+    exporter: str
+    #: Reads an upstream config or command: text -> (our settings, notes), or None when it is not this family's.
+    read_foreign: Callable[[str], tuple[dict[str, Any], list[str]] | None] = lambda text: None
+
+    def load(self, config: Section, stage: Stage) -> VideoModel:
+        """The model in memory. The one place that imports torch."""
+        model: VideoModel = _resolve(self.model)(config, stage)
+        return model
+
+    def export(self, checkpoint: Path, format: str, out: Path) -> str:
+        """Write a checkpoint in a foreign format; a sentence on what was written and checked."""
+        report: str = _resolve(self.exporter)(checkpoint, format, out)
+        return report
+
+
+def _resolve(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(importlib.import_module(module), name)

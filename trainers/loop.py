@@ -1,0 +1,486 @@
+"""The training loop, top to bottom. It names no family."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import accelerate
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch.nn.functional import mse_loss
+
+from trainers.config import TrainConfig
+from trainers.data.clips import Dataset, LedgerRow, ledger, ledger_summary
+from trainers.data.loader import Batches, Sample
+from trainers.events import EventLog
+from trainers.families import get_family
+from trainers.families.base import Example, SampleRequest, VideoModel
+from trainers.noise import Draws
+from trainers.optim import make_optimizer, make_schedule
+from trainers.precompute import Encoded, Read
+from trainers.runs import Checkpoint, RunFolder
+from trainers.sample import sample_clip, write_clip
+from trainers.terminal import Cancelled, Mendable, StopSwitch
+
+T = TypeVar("T")
+
+
+def train(
+    config: TrainConfig, run: RunFolder, log: EventLog, stop: StopSwitch, resume: Checkpoint | None = None
+) -> str:
+    """Train as the config says, into the run folder. Gives the reason for the end, one sentence.
+
+    Raises Cancelled (after saving), Mendable, ModelError, DatasetError, VideoError.
+    """
+    # --- what there is to learn from ----------------------------------------------------------------------------------
+    family = get_family(config.family)
+    dataset = Dataset.open(Path(config.dataset.path).expanduser())
+    rows = ledger(dataset, config, family)
+    trained_rows, held_rows = hold_out(rows, config)
+    tell_ledger(rows, log)
+    if not trained_rows:
+        raise Mendable(nothing_to_train(dataset, rows))
+    wishes_seen = run.wishes()[1]
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+    log.write("phase", phase="loading", done=0, total=1)
+    accelerate.utils.set_seed(config.seed)
+    accelerate.state.AcceleratorState._reset_state()  # a notebook may train twice, each time in its own precision
+    accelerator = accelerate.Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    model = family.load(config, "train")
+    parameters = model.trained_parameters()
+    log.write("message", level="info", text=trainable_sentence(model, parameters))
+    stop()
+
+    # --- clips and captions, encoded ----------------------------------------------------------------------------------
+    batches = Batches(dataset, trained_rows, config.dataset, config.seed)
+    held = held_samples(dataset, batches, held_rows, config)
+    cache_dir = Path(config.dataset.cache_dir).expanduser() if config.dataset.cache_dir else run.cache
+    encoded = Encoded(model, family.name, cache_dir if config.dataset.cache else None, config.seed)
+    to_encode = [sample for variant in batches.variants() for sample in variant] + held
+    captions = [row.clip.text for row in [*trained_rows, *held_rows]]
+    with accelerator.main_process_first():
+        encoded.prepare(to_encode, captions, encoding_report(log, stop))
+
+    # --- optimizer, schedule, and what a checkpoint brings back -------------------------------------------------------
+    optimizer = make_optimizer(config.optimizer, parameters)
+    schedule = make_schedule(config.optimizer, optimizer, config.max_train_steps)
+    for name, module in model.denoiser.items():
+        model.denoiser[name] = accelerator.prepare_model(module)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    first_step = 0
+    if resume:
+        first_step = restore(resume, model, optimizer, schedule, accelerator)
+
+    # --- acts of the loop ---------------------------------------------------------------------------------------------
+    validation, checkpoint = config.validation, config.checkpoint
+    accumulation = config.optimizer.gradient_accumulation_steps
+
+    def validate(step: int) -> float | None:
+        loss = None
+        if accelerator.is_main_process:
+            loss = validation_loss(model, encoded, held, config, accelerator)
+            log.write("validation", step=step, validation_loss=loss)
+        accelerator.wait_for_everyone()
+        return loss
+
+    def draw(step: int) -> None:
+        if accelerator.is_main_process and validation.prompts:
+            with random_state_kept(), unwrapped(model, accelerator):
+                draw_samples(model, config, run, log, step, stop)
+            model.release("decoder")
+            if config.dataset.cache:
+                model.release("encoders")
+        accelerator.wait_for_everyone()
+
+    def save(step: int, loss: float | None) -> None:
+        rng = accelerate.utils.gather_object([random_state()])
+        if accelerator.is_main_process:
+            log.write("phase", phase="saving", done=step, total=config.max_train_steps)
+            save_checkpoint(run, step, loss, config, model, optimizer, schedule, accelerator, rng)
+            run.prune(checkpoint.keep_last)
+            best = run.best()
+            path = f"checkpoints/step-{step:06d}"
+            log.write("checkpoint", step=step, path=path, best=best is not None and best.step == step)
+        accelerator.wait_for_everyone()
+
+    def read_batch(number: int) -> tuple[list[Sample], list[Read]]:
+        samples = batches[number * world + rank]
+        return samples, encoded.read(samples)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+    if first_step == 0 and validation.every_steps:
+        validate(0)
+        draw(0)
+    log.write("phase", phase="training", done=first_step, total=config.max_train_steps)
+    set_mode(model, training=True)
+    loss_sum = torch.zeros((), device=device)  # since the last log
+    first_bad = torch.full((), -1, device=device, dtype=torch.int64)  # the first batch whose loss is not finite
+    logged_step, logged_at = first_step, time.monotonic()
+    saved_step = first_step if resume else None
+    stop_after = config.max_train_steps + 1
+    reader = ReadAhead(read_batch, first_step * accumulation)
+
+    for step in range(first_step + 1, config.max_train_steps + 1):
+        for micro in range(accumulation):
+            number = (step - 1) * accumulation + micro
+            batch = on_device(encoded.batch(*reader.take(number)), device)
+            example = model.example(batch, Draws.seeded(config.seed, "train", number, rank))
+            last = micro == accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(model.denoiser[example.denoiser]):
+                loss = loss_of(model.predict(example), example)
+                accelerator.backward(loss / accumulation)
+            loss_sum += loss.detach() / accumulation
+            first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss.detach()), number, first_bad)
+        if config.optimizer.max_grad_norm is not None:
+            accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        optimizer.step()
+        if not optimizer.step_was_skipped:  # the fp16 scaler skips a step whose gradients overflowed
+            schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        stopping = agreed(stop.on, accelerator)
+        asked, wishes_seen = run.wishes(wishes_seen)
+        acts = {wish.get("act") for wish in asked}
+        stop_after = min([stop_after, *(int(w.get("step", step)) for w in asked if w.get("act") == "stop_after")])
+        stopping_here = stopping or step >= stop_after
+        at_end = step == config.max_train_steps
+        saving = at_end or stopping_here or due(step, checkpoint.every_steps) or "save" in acts
+        validating = not stopping and bool(validation.every_steps) and (at_end or due(step, validation.every_steps))
+        logging = saving or validating or due(step, config.tracking.every_steps) or step == first_step + 1
+
+        if logging or device.type == "cpu":  # reading a number makes a GPU wait, so only now and then
+            refuse_bad_loss(int(first_bad), batches, world, rank, accumulation, run)
+        if logging:
+            elapsed = time.monotonic() - logged_at
+            log.write(
+                "step",
+                step=step,
+                loss=float(loss_sum) / (step - logged_step),
+                learning_rate=schedule.get_last_lr()[0],
+                seconds_per_step=elapsed / (step - logged_step),
+            )
+            loss_sum.zero_()
+            logged_step = step
+        scored = None
+        if validating or (saving and validation.every_steps and not stopping):
+            scored = validate(step)
+        if saving:
+            save(step, scored)
+            saved_step = step
+        if (validating or "sample" in acts) and not stopping:
+            draw(step)
+        if logging:
+            logged_at = time.monotonic()  # sampling and saving are not the step's time
+        if stopping_here:
+            raise Cancelled(f"stopped as asked at step {step}; the checkpoint is saved")
+
+    reader.close()
+    return f"all {config.max_train_steps} steps done; last checkpoint at step {saved_step}"
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def hold_out(rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[list[LedgerRow], list[LedgerRow]]:
+    """(rows to train on, rows kept for validation): the same choice for the same seed."""
+    usable = [row for row in rows if row.status != "dropped"]
+    count = config.validation.holdout
+    if count and count >= len(usable):
+        raise Mendable(
+            f"validation.holdout is {count}, but only {len(usable)} clips can be used; "
+            f"lower it to {max(0, len(usable) - 1)}"
+        )
+    held = set(random.Random(f"{config.validation.seed}/holdout").sample(range(len(usable)), count))
+    return [r for i, r in enumerate(usable) if i not in held], [r for i, r in enumerate(usable) if i in held]
+
+
+def held_samples(
+    dataset: Dataset, batches: Batches, held_rows: Sequence[LedgerRow], config: TrainConfig
+) -> list[Sample]:
+    """The samples on which the validation loss is measured; at most one for each of its draws."""
+    if not config.validation.every_steps:
+        return []
+    if held_rows:
+        first = Batches(dataset, held_rows, config.dataset, config.validation.seed).variants()[0]
+    else:
+        first = batches.variants()[0]
+    return first[: config.validation.loss_draws]
+
+
+def tell_ledger(rows: Sequence[LedgerRow], log: EventLog) -> None:
+    for row in rows:
+        if row.status != "used":
+            log.write("message", level="warning" if row.status == "dropped" else "info", text=row.reason)
+    log.write("message", level="info", text=f"clips: {ledger_summary(rows)}")
+
+
+def nothing_to_train(dataset: Dataset, rows: Sequence[LedgerRow]) -> str:
+    if not rows:
+        return f"dataset {dataset.path} is empty; add clips to it first"
+    return f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}"
+
+
+def encoding_report(log: EventLog, stop: StopSwitch) -> Callable[[int, int], None]:
+    """Writes how far encoding is, at most twice a second."""
+    written = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal written
+        stop()
+        if done == total or time.monotonic() - written > 0.5:
+            log.write("phase", phase="encoding", done=done, total=total)
+            written = time.monotonic()
+
+    return report
+
+
+class ReadAhead(Generic[T]):
+    """What `read` gives, by number and in order; the next is read in a thread while this one is worked on."""
+
+    def __init__(self, read: Callable[[int], T], first: int) -> None:
+        self._read = read
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(read, first)
+
+    def take(self, number: int) -> T:
+        value = self._next.result()
+        self._next = self._thread.submit(self._read, number + 1)
+        return value
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+def on_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch on the device, without waiting for it."""
+    if device.type != "cuda":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+def loss_of(prediction: torch.Tensor, example: Example) -> torch.Tensor:
+    """Mean squared error in 32 bits, weighted where the example says so."""
+    if example.target is None:
+        raise ValueError("an example without a target cannot be trained on")
+    if example.weight is None:
+        return mse_loss(prediction.float(), example.target.float())
+    error = (prediction.float() - example.target.float()) ** 2 * example.weight
+    return error.mean()
+
+
+def due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def agreed(stop: bool, accelerator: accelerate.Accelerator) -> bool:
+    """Whether any process was asked to stop; all give the same answer."""
+    if accelerator.num_processes == 1:
+        return stop
+    flag = torch.tensor(int(stop), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())
+
+
+def refuse_bad_loss(first_bad: int, batches: Batches, world: int, rank: int, accumulation: int, run: RunFolder) -> None:
+    """End the run at a loss that is not finite, naming the batch and what is left."""
+    if first_bad < 0:
+        return
+    clips = ", ".join(sample.describe() for sample in batches[first_bad * world + rank])
+    kept = run.checkpoints()
+    left = f"the last good checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved yet"
+    raise Mendable(
+        f"the loss stopped being a number at step {first_bad // accumulation + 1}, on {clips}; {left}. Lower "
+        "optimizer.learning_rate, set mixed_precision to bf16 or no, or remove the clip"
+    )
+
+
+def set_mode(model: VideoModel, *, training: bool) -> None:
+    for module in model.denoiser.values():
+        module.train(training)
+
+
+def trainable_sentence(model: VideoModel, parameters: Sequence[torch.nn.Parameter]) -> str:
+    trained = sum(p.numel() for p in parameters)
+    total = sum(p.numel() for module in model.denoiser.values() for p in module.parameters())
+    if not trained:
+        raise Mendable("no weight would be trained; check method and trainable modules")
+    return f"training {trained:,} of {total:,} weights of the denoiser"
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def validation_loss(
+    model: VideoModel,
+    encoded: Encoded,
+    held: Sequence[Sample],
+    config: TrainConfig,
+    accelerator: accelerate.Accelerator,
+) -> float:
+    """The mean loss over fixed samples, noise and timesteps: comparable from step to step and between runs."""
+    set_mode(model, training=False)
+    total = torch.zeros((), device=accelerator.device)
+    with unwrapped(model, accelerator):
+        for index in range(config.validation.loss_draws):
+            batch = encoded.batch([held[index % len(held)]])
+            batch = on_device(batch, accelerator.device)
+            example = model.example(batch, Draws.seeded(config.validation.seed, "validation", index))
+            total += loss_of(model.predict(example), example)
+    set_mode(model, training=True)
+    return float(total) / config.validation.loss_draws
+
+
+def draw_samples(
+    model: VideoModel, config: TrainConfig, run: RunFolder, log: EventLog, step: int, stop: StopSwitch
+) -> None:
+    """One clip per validation prompt, through the function that a comparison uses."""
+    prompts = config.validation.prompts
+    set_mode(model, training=False)
+    for index, prompt in enumerate(prompts):
+        if stop.on:
+            break
+        log.write("phase", phase="sampling", done=index, total=len(prompts))
+        began = time.monotonic()
+        request = SampleRequest(
+            prompt=prompt,
+            negative_prompt=config.validation.negative_prompt,
+            height=config.dataset.height,
+            width=config.dataset.width,
+            num_frames=config.dataset.num_frames,
+            num_inference_steps=config.validation.num_inference_steps,
+            guidance_scale=config.validation.guidance_scale,
+        )
+        file = run.sample_dir(step) / f"{index:03d}.mp4"
+        take = f"step-{step:06d}" if step else "base"
+        frames = sample_clip(model, request, config.validation.seed)
+        write_clip(file, frames, config.validation.fps, request, config.validation.seed, take, 1.0)
+        log.write(
+            "sample",
+            step=step,
+            path=file.relative_to(run.path).as_posix(),
+            prompt=prompt,
+            seed=config.validation.seed,
+            take=take,
+            strength=1.0,
+            seconds=time.monotonic() - began,
+        )
+    log.write("phase", phase="training", done=step, total=config.max_train_steps)
+    set_mode(model, training=True)
+
+
+@contextmanager
+def unwrapped(model: VideoModel, accelerator: accelerate.Accelerator) -> Iterator[None]:
+    """The denoisers without their distributed wrapping, for what only the first process does."""
+    wrapped = dict(model.denoiser)
+    for name, module in wrapped.items():
+        model.denoiser[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=True)
+    try:
+        yield
+    finally:
+        model.denoiser.update(wrapped)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    run: RunFolder,
+    step: int,
+    loss: float | None,
+    config: TrainConfig,
+    model: VideoModel,
+    optimizer: Any,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    accelerator: accelerate.Accelerator,
+    rng: list[dict[str, Any]],
+) -> None:
+    """Weights, meta.json and state.pt; a full disk costs this checkpoint and no other."""
+    try:
+        with run.new_checkpoint(step) as folder, unwrapped(model, accelerator):
+            meta = model.save(folder)
+            meta |= {"step": step, "validation_loss": loss, "run": run.id, "seed": config.seed, "time": time.time()}
+            (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
+            state = {
+                "step": step,
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                "rng": rng,
+            }
+            torch.save(state, folder / "state.pt")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        kept = run.checkpoints()
+        left = f"the last whole checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved"
+        free = shutil.disk_usage(run.path).free / 1024**3
+        raise Mendable(
+            f"step {step} could not be saved to {run.path} ({error}; {free:.1f} GiB free): {left}. Make room and resume"
+        ) from error
+
+
+def restore(
+    checkpoint: Checkpoint,
+    model: VideoModel,
+    optimizer: Any,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    accelerator: accelerate.Accelerator,
+) -> int:
+    """Everything as it was after the checkpoint's step: weights, optimizer, schedule, scaler, generators."""
+    try:
+        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise Mendable(f"{checkpoint.path} has no state.pt, so it cannot be resumed; start a new run from it") from None
+    with unwrapped(model, accelerator):
+        model.load([(checkpoint.path, 1.0)])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    if accelerator.scaler and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    states = state["rng"]
+    set_random_state(states[accelerator.process_index % len(states)])
+    return int(state["step"])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, in plain types."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn inside leaves the run's generators as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

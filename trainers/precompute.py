@@ -1,0 +1,113 @@
+"""Clips and captions -> what the denoiser trains on: encoded once and cached, or at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from trainers.data.cache import TensorCache, cache_key
+from trainers.data.loader import Sample, read_pixels
+from trainers.families.base import VideoModel
+from trainers.noise import Draws
+
+#: Called with (done, total) while encoding; may raise to stop.
+Report = Callable[[int, int], None]
+
+#: A sample as the disk gives it: encoded tensors, or pixels (f, 3, h, w) uint8 that are still to be encoded.
+Read = dict[str, torch.Tensor] | torch.Tensor
+
+
+class Encoded:
+    """Gives batches of encoded samples. With a cache, encoders are not even loaded once everything is there."""
+
+    def __init__(self, model: VideoModel, family: str, folder: Path | None, seed: int) -> None:
+        self._model, self._family, self._seed = model, family, seed
+        self._cache = TensorCache(folder) if folder else None
+        self._texts: dict[str, dict[str, torch.Tensor]] = {}
+
+    def prepare(self, samples: Sequence[Sample], texts: Iterable[str], report: Report) -> None:
+        """Encode what is not in the cache yet. An interrupted preparation goes on where it stopped."""
+        unique = list(dict.fromkeys(["", *texts]))
+        for start in range(0, len(unique), 16):
+            self._encode_texts(unique[start : start + 16])
+        if self._cache is None:
+            return
+        missing = [sample for sample in dict.fromkeys(samples) if self._video_key(sample) not in self._cache]
+        for done, sample in enumerate(missing):
+            report(done, len(missing))
+            self._cache.put(self._video_key(sample), self._encode_video(sample, read_pixels(sample)))
+        if missing:
+            report(len(missing), len(missing))
+        self._model.release("encoders")
+
+    def read(self, samples: Sequence[Sample]) -> list[Read]:
+        """What the disk holds of samples: encoded, or as pixels. May be called in another thread."""
+        return [self._cached(sample) or read_pixels(sample) for sample in samples]
+
+    def batch(self, samples: Sequence[Sample], read: Sequence[Read] | None = None) -> dict[str, torch.Tensor]:
+        """Samples of one shape as a batch on the CPU, under the names of `VideoModel.example`."""
+        videos = [
+            found if isinstance(found, dict) else self._encode_video(sample, found)
+            for sample, found in zip(samples, read or self.read(samples), strict=True)
+        ]
+        batch = {name: torch.stack([video[name] for video in videos]) for name in videos[0]}
+        prompts = [self._text(sample.clip.text) for sample in samples]
+        empty = self._text("")
+        for name in empty:
+            batch[name] = torch.stack([prompt[name] for prompt in prompts])
+            batch[f"null_{name}"] = empty[name].expand_as(batch[name])
+        return batch
+
+    def _cached(self, sample: Sample) -> dict[str, torch.Tensor] | None:
+        return self._cache.get(self._video_key(sample)) if self._cache is not None else None
+
+    def _encode_video(self, sample: Sample, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        draws = Draws.seeded(self._seed, "encode", sample.clip.sha256, *sample.indices)
+        encoded = self._model.encode_video(pixels[None], draws)
+        return {name: tensor[0].contiguous() for name, tensor in encoded.items()}  # as the cache gives it back
+
+    def _text(self, text: str) -> dict[str, torch.Tensor]:
+        if text not in self._texts:
+            self._encode_texts([text])
+        return self._texts[text]
+
+    def _encode_texts(self, texts: Sequence[str]) -> None:
+        missing = []
+        for text in texts:
+            cached = self._cache.get(self._text_key(text)) if self._cache else None
+            if cached is None:
+                missing.append(text)
+            else:
+                self._texts[text] = cached
+        if not missing:
+            return
+        encoded = self._model.encode_prompt(missing)
+        for index, text in enumerate(missing):
+            self._texts[text] = {name: tensor[index].clone() for name, tensor in encoded.items()}
+            if self._cache is not None:
+                self._cache.put(self._text_key(text), self._texts[text])
+
+    @cached_property
+    def _video_encoder(self) -> str:
+        return self._model.fingerprint("video")
+
+    @cached_property
+    def _prompt_encoder(self) -> str:
+        return self._model.fingerprint("prompt")
+
+    def _video_key(self, sample: Sample) -> str:
+        return cache_key(
+            family=self._family,
+            encoder=self._video_encoder,
+            clip=sample.clip.sha256,
+            indices=sample.indices,
+            size=(sample.height, sample.width),
+            stretch=sample.stretch,
+            flip=sample.flip,
+        )
+
+    def _text_key(self, text: str) -> str:
+        return cache_key(family=self._family, encoder=self._prompt_encoder, text=text)

@@ -1,0 +1,186 @@
+"""What the doors have in common: how a run looks in a terminal, how it stops, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from trainers.config import ConfigError
+from trainers.events import EventLog, Listener
+from trainers.runs import RunFolder
+
+EXIT_FAILED, EXIT_BAD_CONFIG = 1, 2
+
+
+class Mendable(Exception):
+    """A problem that the person can mend: told in one sentence, without a traceback."""
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""
+
+
+class StopSwitch:
+    """Set by SIGTERM or SIGINT; a run looks at it between acts. A second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.on = False
+
+    def listen(self) -> None:
+        def turn_on(number: int, frame: object) -> None:
+            if self.on and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.on = True
+
+        signal.signal(signal.SIGTERM, turn_on)
+        signal.signal(signal.SIGINT, turn_on)
+
+    def __call__(self) -> None:
+        """Raise Cancelled if the switch is on."""
+        if self.on:
+            raise Cancelled("stopped as asked")
+
+
+class Screen:
+    """Shows events: a tqdm bar where a terminal is attached, plain lines otherwise (a log file)."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._bar: tqdm[Any] | None = None
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["type"]
+        if kind == "phase":
+            self._progress(event["phase"], event["done"], event["total"])
+        elif kind == "step":
+            loss, rate = event["loss"], event["learning_rate"]
+            if self._terminal and self._bar is not None:
+                self._bar.set_postfix(loss=_number(loss), refresh=False)
+                self._progress("training", event["step"], int(self._bar.total))
+            else:
+                seconds = event["seconds_per_step"]
+                self._line(f"step {event['step']}: loss {_number(loss)}, lr {rate:.2e}, {seconds:.3f} s/step")
+        elif kind == "validation":
+            self._line(f"step {event['step']}: validation loss {_number(event['validation_loss'])}")
+        elif kind == "sample":
+            self._line(f"sample {event['path']}: {event['take']}, seed {event['seed']}, {event['prompt']!r}")
+        elif kind == "checkpoint":
+            self._line(f"saved {event['path']}" + (" (best so far)" if event["best"] else ""))
+        elif kind == "message":
+            self._line(("" if event["level"] == "info" else f"{event['level']}: ") + event["text"])
+        elif kind == "run_finished":
+            self.close()
+            self._line(f"{event['status']}: {event['reason']}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        if not self._terminal:
+            self._line(f"{phase} {done} of {total}" if total > 1 else phase)
+            return
+        if self._bar is None or self._bar.desc != f"{phase}: ":
+            self.close()
+            self._bar = tqdm(total=total, desc=phase, initial=done)
+        self._bar.update(done - self._bar.n)
+
+    def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        self._write(text)
+
+
+def _number(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.5f}"
+
+
+def hush_libraries() -> None:
+    """Keep loading bars of libraries, and xformers' words on machines it was not built for, out of the log."""
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def new_run_folder(config: Path, parent: Path = Path("runs")) -> RunFolder:
+    """RUNS/NAME-0001 and so on: the first that is free."""
+    number = 1
+    while (parent / f"{config.stem}-{number:04d}").exists():
+        number += 1
+    return RunFolder(parent / f"{config.stem}-{number:04d}")
+
+
+def carry_out(run: RunFolder, started: dict[str, Any], act: Callable[[EventLog], str], *listeners: Listener) -> int:
+    """Do `act` as a run of its own: locked, logged from `run_started` to `run_finished`. Gives the exit code.
+
+    This is one of the two doors where every exception is caught: what a person can mend ends in a sentence, the rest
+    in a traceback in the log, and both in `run_finished`.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(run.lock, timeout=0):
+            return _carry_out(run, started, act, listeners)
+    except Timeout:
+        raise Mendable(f"another process is working in {run.path}; wait for it or stop it") from None
+
+
+def _carry_out(
+    run: RunFolder, started: dict[str, Any], act: Callable[[EventLog], str], listeners: Sequence[Listener]
+) -> int:
+    log = EventLog(run.events, listeners)
+    code = EXIT_FAILED
+    try:
+        log.write("run_started", **started, pid=os.getpid())
+        status, reason, code = "finished", act(log), 0
+    except Cancelled as cancelled:
+        status, reason, code = "cancelled", str(cancelled), 0
+    except KeyboardInterrupt:
+        status, reason = "cancelled", "interrupted at once; nothing was saved after the last checkpoint"
+    except Exception as error:  # noqa: BLE001 - the end of a trainer's main
+        status, reason = "failed", sentence(error)
+        if not mendable(error):
+            traceback.print_exc()
+    with suppress(OSError):  # the disk may be what failed
+        log.write("run_finished", status=status, reason=reason)
+    log.close()
+    return code
+
+
+def mendable(error: BaseException) -> bool:
+    """Whether the error's own text says what a person can do."""
+    from trainers.data.clips import DatasetError
+    from trainers.data.video import VideoError
+    from trainers.families.base import ModelError
+
+    return isinstance(error, (Mendable, ConfigError, DatasetError, VideoError, ModelError)) or _out_of_memory(error)
+
+
+def sentence(error: BaseException) -> str:
+    """An exception in one sentence."""
+    if _out_of_memory(error):
+        return (
+            "the device has not enough memory: set memory.gradient_checkpointing to full, or lower dataset.batch_size, "
+            "dataset.num_frames, or the size"
+        )
+    if mendable(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
