@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,27 +30,50 @@ WORDS = (
 ).split()
 
 
-def write(family: str, out: Path, seed: int = 0) -> None:
-    """Write the tiny model of a family into the folder `out`; ValueError lists the known families."""
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a denoiser. heads: of every attention; groups: of every group norm; text_width: of embeddings."""
+
+    channels: tuple[int, ...]
+    layers: int
+    heads: int
+    groups: int
+    text_width: int
+
+
+#: tiny for tests, mid for measuring overhead, full as large as the real one. The encoders are tiny in all of them.
+SHAPES = {
+    "tiny": Shape((32, 64), layers=1, heads=4, groups=8, text_width=32),
+    "mid": Shape((128, 256, 256), layers=1, heads=8, groups=32, text_width=128),
+    "full": Shape((320, 640, 1280, 1280), layers=2, heads=8, groups=32, text_width=768),
+}
+
+
+def write(family: str, out: Path, seed: int = 0, size: str = "tiny") -> dict[str, str]:
+    """Write the random model of a family into the folder `out`; give the settings with which a config names it.
+
+    size: a key of `SHAPES`. ValueError lists the known families.
+    """
     if family not in FAMILIES:
         raise ValueError(f"{family!r} has no tiny model; known: {', '.join(FAMILIES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        FAMILIES[family](out)
+        return FAMILIES[family](out, SHAPES[size])
 
 
-def write_animatediff(out: Path) -> None:
+def write_animatediff(out: Path, shape: Shape) -> dict[str, str]:
     """A pipeline folder in the manner of Stable Diffusion 1.5, and out/motion_adapter with trained-like (non-zero)
     motion modules of 32 positions and a mid block."""
+    below = len(shape.channels) - 1  # every level but the lowest attends to the prompt
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5's own file
-        norm_num_groups=8,
+        block_out_channels=shape.channels,
+        layers_per_block=shape.layers,
+        down_block_types=("CrossAttnDownBlock2D",) * below + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * below,
+        cross_attention_dim=shape.text_width,
+        attention_head_dim=shape.heads,  # the number of heads, as in Stable Diffusion 1.5's own file
+        norm_num_groups=shape.groups,
     )
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),  # four levels: each side becomes an eighth
@@ -62,10 +86,10 @@ def write_animatediff(out: Path) -> None:
         scaling_factor=0.18215,
     )
     adapter = MotionAdapter(
-        block_out_channels=(32, 64),
-        motion_layers_per_block=1,
-        motion_num_attention_heads=4,
-        motion_norm_num_groups=8,
+        block_out_channels=shape.channels,
+        motion_layers_per_block=shape.layers,
+        motion_num_attention_heads=shape.heads,
+        motion_norm_num_groups=shape.groups,
         motion_max_seq_length=32,
         use_motion_mid_block=True,
     )
@@ -77,8 +101,8 @@ def write_animatediff(out: Path) -> None:
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
+            hidden_size=shape.text_width,
+            intermediate_size=2 * shape.text_width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_TOKENS,
@@ -105,6 +129,7 @@ def write_animatediff(out: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     _write_json(out / "model_index.json", index)
+    return {"base_model": str(out), "motion_adapter": str(out / "motion_adapter")}
 
 
 def _spread_latents(vae: AutoencoderKL) -> None:
@@ -163,7 +188,7 @@ def _write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-FAMILIES: dict[str, Callable[[Path], None]] = {"animatediff": write_animatediff}
+FAMILIES: dict[str, Callable[[Path, Shape], dict[str, str]]] = {"animatediff": write_animatediff}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,9 +197,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("family", metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=list(SHAPES), default="tiny")
     given = parser.parse_args(arguments)
     try:
-        write(given.family, given.out, given.seed)
+        write(given.family, given.out, given.seed, given.size)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

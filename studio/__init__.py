@@ -112,9 +112,9 @@ def launch(
     local = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     handle = Handle(f"http://{local}:{demo.server_port}", demo.share_url, demo, worker)
     _open.append(handle)
-    print(f"Dailies is open at {handle.url}\nWorkspace: {root}")
+    print(f"Dailies is open at {handle.url}\nWorkspace: {root}", flush=True)
     if notice:
-        print(notice)
+        print(notice, flush=True)
     if share:
         print(
             f"Share link: {handle.share_url}" if handle.share_url

@@ -334,6 +334,7 @@ class Form(Generic[S]):
 # --- small words ------------------------------------------------------------------------------------------------------
 
 _MISSING: Any = object()
+_SHORT = {"lr": "LR", "fps": "FPS"}
 
 
 def _control(path: str, info: FieldInfo, ambiguous: bool) -> Control:
@@ -390,7 +391,11 @@ def _default(control: Control) -> Any:
 def _look(control: Control, marks: Marks) -> dict[str, Any]:
     """How a control is drawn: a problem takes the description's place, in the colour of an error."""
     problem = marks.problems.get(control.path)
-    kinds = ["field", *(["wide"] if control.kind == "texts" or control.is_radio else []), *(["problem"] if problem else [])]
+    kinds = [
+        "field",
+        *(["wide"] if control.kind == "texts" or control.is_radio else []),
+        *(["problem"] if problem else []),
+    ]
     return {
         "visible": control.path not in marks.hidden,
         "info": problem or control.description,
@@ -410,7 +415,7 @@ def _purpose(config_class: type[Section], section: str) -> str:
 
 
 def _words(name: str) -> str:
-    words = name.replace(".", " ").replace("_", " ")
+    words = " ".join(_SHORT.get(word, word) for word in name.replace(".", " ").split("_"))
     return words[:1].upper() + words[1:]
 
 

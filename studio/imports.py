@@ -6,9 +6,9 @@ A page that is closed or reloaded meanwhile loses nothing: the import goes on, a
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,10 @@ class Imports:
     """The imports of a studio, by dataset name. One file at a time: encoding takes all cores anyway."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="import")
         self._lock = threading.Lock()
         self._lists: dict[str, list[Import]] = {}
+        self._waiting: queue.Queue[tuple[Dataset, Path, Import]] = queue.Queue()
+        self._thread: threading.Thread | None = None
 
     def start(self, dataset: Dataset, files: Sequence[Path]) -> None:
         """Import files into a dataset; the files are deleted afterwards. An earlier list that is done gives way."""
@@ -41,8 +42,11 @@ class Imports:
             earlier = self._lists.get(dataset.name, [])
             waiting = any(entry.outcome is None for entry in earlier)
             self._lists[dataset.name] = [*earlier, *entries] if waiting else entries
-        for entry, file in zip(entries, files, strict=True):
-            self._pool.submit(_bring, dataset, file, entry).add_done_callback(_tell)
+            for entry, file in zip(entries, files, strict=True):
+                self._waiting.put((dataset, file, entry))
+            if self._thread is None:  # a daemon: a studio that is closed does not wait for what is still to come
+                self._thread = threading.Thread(target=self._work, name="imports", daemon=True)
+                self._thread.start()
 
     def of(self, name: str) -> list[Import]:
         """The files of the last import into a dataset, with their outcomes so far."""
@@ -59,22 +63,24 @@ class Imports:
             if all(entry.outcome is not None for entry in self._lists.get(name, [])):
                 self._lists.pop(name, None)
 
+    def _work(self) -> None:
+        while True:
+            dataset, file, entry = self._waiting.get()
+            try:
+                entry.outcome = _bring(dataset, file)
+            except Exception:  # noqa: BLE001 - the next file still has its turn
+                log.exception("%s could not be imported", file.name)
+                entry.outcome = "the studio met an error; see its terminal"
+            finally:
+                file.unlink(missing_ok=True)
 
-def _bring(dataset: Dataset, file: Path, entry: Import) -> None:
-    outcome = "the studio met an error; see its terminal"
+
+def _bring(dataset: Dataset, file: Path) -> str:
+    """Import a file; why it was refused, or nothing."""
     try:
         dataset.add(file, source_name=file.name)
-        outcome = ""
     except (VideoError, DatasetError) as error:
-        outcome = str(error)
+        return str(error)
     except OSError as error:
-        outcome = f"{file.name} cannot be stored: {error.strerror or error}"
-    finally:
-        entry.outcome = outcome
-        file.unlink(missing_ok=True)
-
-
-def _tell(future: Future[None]) -> None:
-    error = future.exception()
-    if error is not None:
-        log.error("an import failed", exc_info=error)
+        return f"{file.name} cannot be stored: {error.strerror or error}"
+    return ""

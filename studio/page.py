@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from studio.jobs import JobQueue
     from studio.worker import Worker
     from studio.workspace import Workspace
+
+#: How a handler is wired that answers at once: no spinner, and no endpoint in the list of the API.
+QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+#: The same for a handler that sets a gr.State: its `change` is told only by events that come through the queue.
+TELLING: dict[str, Any] = {**QUICK, "queue": True, "concurrency_limit": None}
 
 DATASET, CONFIGURE, TRAIN, COMPARE = "dataset", "configure", "train", "compare"
 
@@ -25,10 +30,13 @@ class Page:
     to `chosen_run.change`. `demo.load` events fill a tab after a reload, when both are None: the newest on disk is
     taken then. `tab_items` are the gr.Tab by id, for `tab_items[TRAIN].select`.
 
-    `place` is what the browser remembers over a reload: {"tab": id, "dataset": name, "run": id}, any of them None.
+    `draft` is the Configure tab's form as it was left, and `place` what the browser remembers over a reload: {"tab":
+    id, "dataset": name, "run": id}, any of them None. Both are made outside the tabs: what stands in a tab is not
+    there before the tab is first opened.
 
     `begin_run` is what a new run should begin with: {"dataset": name, "family": name, "settings": {dotted field:
-    value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it.
+    value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it. In the same way
+    `begin_comparison` is the run whose takes shall be compared: {"run": id, "at": time}.
     """
 
     workspace: Workspace
@@ -40,5 +48,7 @@ class Page:
     chosen_dataset: gr.State
     chosen_run: gr.State
     begin_run: gr.State
+    begin_comparison: gr.State
     place: gr.BrowserState
+    draft: gr.BrowserState
     tab_items: dict[str, gr.Tab] = field(default_factory=dict)

@@ -240,14 +240,16 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .card .block:not(.keep) { padding: 0; }
 .card > .styler { background: none; border: 0; gap: 12px; }
 .side { flex: 0 0 260px; min-width: 260px; }
-.aside { flex: 0 0 384px; min-width: 0; }
+.aside { flex: 0 0 384px; min-width: 0; position: sticky; top: 12px; align-self: flex-start; }
 .pair, .pair > .form { display: grid; grid-template-columns: 1fr 1fr; gap: 10px 12px; background: none; border: 0; }
 .pair > .form { grid-column: 1 / -1; }
 .pair .block { min-width: 0 !important; }
+#new-dataset-name input { border: 1px solid var(--border-color-primary); }
 #upload { border: 1px dashed var(--dailies-edge); border-radius: 10px; }
 #upload .wrap { font-size: 13px; line-height: 1.35; min-height: 0; padding: 8px; }
 #upload .icon-wrap { width: 18px; height: 18px; margin-bottom: 2px; }
-.actions > .form { flex: 0 0 260px; min-width: 0 !important; border: 0; background: none; }
+.actions > .form, .actions > .origin { flex: 0 0 260px !important; min-width: 0 !important; border: 0; }
+.actions > .form { background: none; }
 .title { font-size: 15px; font-weight: 600; line-height: 1.4; }
 .quiet, .quiet p { color: var(--dailies-quiet); }
 .answer b { display: block; font-size: 15px; font-weight: 600; overflow-wrap: anywhere; }
@@ -272,6 +274,7 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .list label { border-color: transparent; background: none; }
 .list label.selected { background: var(--background-fill-secondary); border-color: var(--border-color-primary); }
 .list label span, .cards label span { color: var(--dailies-quiet); margin-left: 0; }
+.list label span { display: block; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 .list label span::first-line, .cards label span::first-line { color: var(--body-text-color); font-weight: 600; }
 .list input[type=radio], .cards input[type=radio] { position: absolute; opacity: 0; }
 .list label:focus-within, .cards label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 1px; }
@@ -288,7 +291,8 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .field > .container > .info-text { order: 9; margin: 5px 0 0; }
 .field .info-text { line-height: 1.4; overflow-wrap: anywhere; }
 .field.problem .info-text { color: var(--dailies-bad); }
-.field.problem input, .field.problem textarea, .field.problem .container > .wrap { border-color: var(--dailies-bad) !important; }
+.field.problem input, .field.problem textarea,
+.field.problem .container > .wrap { border-color: var(--dailies-bad) !important; }
 .section { padding-top: 12px; gap: 12px; }
 .section h4 { font-size: 14px; margin: 0; }
 .section .prose p { color: var(--dailies-quiet); margin: 0 0 4px; }
@@ -296,6 +300,8 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .gradio-container .cm-line span { color: inherit !important; }
 
 .gradio-container .label-wrap { text-align: left; gap: 8px; }
+.gradio-container .label-wrap > span:first-child { flex: 1 1 0; min-width: 0; }
+.gradio-container .label-wrap > .icon { flex: none; }
 
 @media (max-width: 700px) {
   .gradio-container > .main, .gradio-container .main.fillable { padding: 4px 12px 48px; }
@@ -305,10 +311,11 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
   #tabs > .tab-wrapper .tab-container { height: 42px; }
   #tabs > .tab-wrapper .tab-container { gap: 0; }
   #tabs > .tab-wrapper .tab-container button { height: 40px; padding: 0 11px; }
+  .actions > .form, .actions > .origin { flex-basis: 190px !important; }
   .actions.head > .grow { flex-basis: 100%; }
   .actions.head > button { flex: 1 1 0; }
   .row.stack { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
-  .side, .aside { flex: 1 1 auto; width: 100%; min-width: 0; }
+  .side, .aside { flex: 1 1 auto; width: 100%; min-width: 0; position: static; }
   .gradio-container button, .gradio-container input:not([type=checkbox]):not([type=radio]),
   .gradio-container select, .list label, .cards label { min-height: 40px; }
 }

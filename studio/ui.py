@@ -9,7 +9,7 @@ import gradio as gr
 
 from studio.access import Access
 from studio.jobs import JobQueue, JobState
-from studio.page import COMPARE, CONFIGURE, DATASET, TRAIN, Page
+from studio.page import COMPARE, CONFIGURE, DATASET, QUICK, TELLING, TRAIN, Page
 from studio.progress import RunReader, status
 from studio.tabs import compare, configure, dataset, train
 from studio.worker import Worker
@@ -38,8 +38,10 @@ SHORTCUTS = """() => {
 def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access) -> gr.Blocks:
     """The whole page. Theme and CSS are given where it is launched."""
     with gr.Blocks(title="Dailies", analytics_enabled=False, fill_width=True, delete_cache=(3600, 24 * 3600)) as demo:
-        chosen_dataset, chosen_run, begin_run = gr.State(None), gr.State(None), gr.State(None)
+        chosen_dataset, chosen_run = gr.State(None), gr.State(None)
+        begin_run, begin_comparison = gr.State(None), gr.State(None)
         place = gr.BrowserState(None, storage_key=f"{STORAGE}-place", secret=STORAGE)
+        draft = gr.BrowserState(None, storage_key=f"{STORAGE}-draft", secret=STORAGE)
         tab = gr.State(DATASET)
         with gr.Column(elem_id="shell"):
             gr.HTML("Dai<b>l</b>ies", elem_id="wordmark")
@@ -55,7 +57,9 @@ def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access)
                     chosen_dataset=chosen_dataset,
                     chosen_run=chosen_run,
                     begin_run=begin_run,
+                    begin_comparison=begin_comparison,
                     place=place,
+                    draft=draft,
                 )
                 page.tab_items = {id: gr.Tab(label, id=id, render_children=True) for id, (label, _) in TABS.items()}
                 for id, (_, draw) in TABS.items():
@@ -63,20 +67,19 @@ def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access)
                         draw(page)
         clock = gr.Timer(3.0)
 
-        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         for id, item in page.tab_items.items():
-            item.select(_constant(id), None, tab, **quick)
+            item.select(_constant(id), None, tab, **TELLING)
         gr.on(
             [tab.change, chosen_dataset.change, chosen_run.change],
             remember,
             [tab, chosen_dataset, chosen_run],
             place,
-            **quick,
+            **QUICK,
         )
-        demo.load(come_back, place, [tabs, tab, chosen_run], **quick)
+        demo.load(come_back, place, [tabs, tab, chosen_run], **TELLING)
         chip = Chip(workspace, queue)
-        demo.load(chip.html, None, now, **quick)
-        clock.tick(chip.html, None, now, **quick)
+        demo.load(chip.html, None, now, **QUICK)
+        clock.tick(chip.html, None, now, **QUICK)
         demo.load(None, None, None, js=SHORTCUTS)
     return demo
 

@@ -223,9 +223,10 @@ def test_a_failed_write_loses_nothing(one, monkeypatch):
     assert one.clips[0].text == "a red square"
 
 
-def write_captions(path: str, file_name: str, key: str) -> None:
+def write_captions(path: str, file_name: str, key: str, together) -> None:
     dataset = Dataset.open(path)
-    for number in range(15):
+    together.wait(60)
+    for number in range(40):
         dataset.set_text(file_name, f"{key} {number}")
 
 
@@ -235,13 +236,14 @@ def test_two_editors_lose_no_caption(tmp_path, film):
     for name in names:
         shutil.copy(film, folder / name)
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_captions, args=(str(folder), name, name)) for name in names]
+    together = context.Barrier(len(names))
+    writers = [context.Process(target=write_captions, args=(str(folder), name, name, together)) for name in names]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
         assert writer.exitcode == 0
-    assert [clip.text for clip in Dataset.open(folder).clips] == [f"{name} 14" for name in names]
+    assert [clip.text for clip in Dataset.open(folder).clips] == [f"{name} 39" for name in names]
 
 
 # --- Opening ---------------------------------------------------------------------------------------------------------

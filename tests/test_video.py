@@ -85,9 +85,9 @@ def page_as_video(path: Path) -> None:
 
 
 def playlist_as_video(path: Path) -> None:
-    path.write_text(
-        f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{films.plain(path.parent / 'x.mp4')}\n#EXT-X-ENDLIST\n"
-    )
+    """FFmpeg itself would open this, and with it the file that it names."""
+    films.plain(path.parent / "x.mp4", count=2)
+    path.write_text("ffconcat version 1.0\nfile x.mp4\n")
 
 
 BAD = {
@@ -152,6 +152,13 @@ def test_a_cut_exactly_between_two_frames_is_found(tmp_path, clip):
         probe(part)
 
 
+def test_a_cut_within_the_last_frame_is_found(tmp_path, clip):
+    part = tmp_path / "part.mp4"
+    part.write_bytes(clip.read_bytes()[:-10])
+    with pytest.raises(VideoError, match=r"part\.mp4 is cut off or damaged: \d+ of 30 frames"):
+        probe(part)
+
+
 def test_a_file_without_its_index_is_called_cut_off(tmp_path, clip):
     whole = tmp_path / "whole.mp4"
     films.ffmpeg("-i", clip, "-c", "copy", whole)  # the index at the end
@@ -185,6 +192,15 @@ def test_normalised_clips_play_everywhere(tmp_path, wide):
     data = (tmp_path / "out.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
     assert films.numbers(read_frames(tmp_path / "out.mp4", range(30))) == list(range(30))
+
+
+def test_keyframes_of_the_source_are_not_copied(tmp_path, clip):
+    source = tmp_path / "intra.mp4"
+    films.ffmpeg("-i", clip, "-g", "1", "-pix_fmt", "yuv420p", source)
+    normalise(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        keys = [packet.pts for packet in container.demux(video=0) if packet.is_keyframe and packet.size]
+    assert len(keys) == 2  # one at least every 24 frames
 
 
 def test_an_uneven_rate_becomes_constant_by_time(tmp_path, clip):
@@ -311,6 +327,14 @@ def test_both_readers_give_identical_frames(tmp_path, wide):
             assert np.array_equal(read_frames(clip, wanted), ours)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "mpg", "avi", "gif", "h264"])
+def test_files_that_are_not_clips_are_read_by_number_as_well(tmp_path, clip, suffix):
+    source = tmp_path / f"source.{suffix}"
+    films.ffmpeg("-i", clip, *(["-c:v", "mpeg2video", "-q:v", "2"] if suffix == "mpg" else []), source)
+    for wanted in ([7, 3, 29], [29], [0, 15], [28, 29, 28]):
+        assert films.numbers(read_frames(source, wanted)) == wanted
+
+
 def test_a_size_that_decord_cannot_handle_is_read_all_the_same(tmp_path):
     source = films.plain(tmp_path / "narrow.mp4", count=6, width=48)
     assert np.array_equal(read_frames(source, [5, 0]), read_frames(source, [5, 0], "pyav"))
@@ -337,9 +361,10 @@ def test_decoding_is_counted_and_sparse_reading_decodes_little(clip):
     assert frames_decoded() == before
     read_frames(clip, [28], "pyav")
     assert 1 <= frames_decoded() - before <= 12  # from the keyframe before it
-    before = frames_decoded()
-    read_frames(clip, range(30))
-    assert frames_decoded() - before == 30
+    for backend in ("auto", "pyav"):
+        before = frames_decoded()
+        read_frames(clip, range(30), backend)
+        assert frames_decoded() - before == 30
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -409,6 +434,14 @@ def test_metadata_survives(tmp_path):
     assert read_metadata(tmp_path / "a.mp4") == tags
     write_video(tmp_path / "b.mp4", films.numbered(3), 8)
     assert read_metadata(tmp_path / "b.mp4") == {}
+
+
+def test_metadata_of_what_is_no_video(tmp_path):
+    with pytest.raises(VideoError, match=r"^a\.mp4 cannot be read: No such file"):
+        read_metadata(tmp_path / "a.mp4")
+    text_as_video(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=r"^a\.mp4 is not a video"):
+        read_metadata(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from trainers.data.clips import Dataset, ledger
 from trainers.data.loader import Batches
 from trainers.data.video import frames_decoded, write_video
 from trainers.events import EventLog
-from trainers.families import get_family, parse_config
+from trainers.families import FAMILIES, get_family, parse_config
 from trainers.loop import loss_of, train
 from trainers.noise import Draws
 from trainers.optim import make_optimizer
@@ -58,19 +58,25 @@ class Result:
         return f"{self.name:38} {self.value:10.3f} {self.unit:8}{bound}  {self.note}".rstrip()
 
 
-def bench_loop(size: str, rounds: int, steps: int, method: str, folder: Path, changes: dict[str, Any]) -> list[Result]:
+def bench_loop(
+    family: str, size: str, rounds: int, steps: int, method: str, folder: Path, changes: dict[str, Any]
+) -> list[Result]:
     """Overhead of our loop over the bare one, and what a warm epoch decodes."""
-    config = bench_config(size, method, steps, folder, changes)
+    config = bench_config(family, size, method, steps, folder, changes)
     on_cuda = torch.cuda.is_available()
     clock = time.perf_counter if on_cuda else time.process_time
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()
         our_seconds(config, folder / "warm-up", clock)  # fills the cache
+        peak = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if on_cuda else (0, 0)
         decoded = frames_decoded()
         bare = BareLoop(config, folder)
         bare.seconds(2, clock)
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for number in range(rounds):
             pair: list[tuple[list[float], Callable[[], float]]] = [
                 (theirs, lambda: bare.seconds(steps, clock)),
@@ -92,18 +98,19 @@ def bench_loop(size: str, rounds: int, steps: int, method: str, folder: Path, ch
         Result("warm-epoch.decoded", frames_decoded() - decoded, "frames", 0.0, f"{rounds} warm runs"),
     ]
     if on_cuda:
-        peak = torch.cuda.max_memory_allocated() / 1024**3
-        results.append(Result(f"peak-memory.{size}", peak, "GiB", None, "both loops' models in one process"))
+        results += [
+            Result(f"memory-allocated.{config.family}.{size}", peak[0] / 1024**3, "GiB", None, "peak of one run"),
+            Result(f"memory-reserved.{config.family}.{size}", peak[1] / 1024**3, "GiB", None),
+        ]
     return results
 
 
-def bench_config(size: str, method: str, steps: int, folder: Path, changes: dict[str, Any]) -> TrainConfig:
+def bench_config(family: str, size: str, method: str, steps: int, folder: Path, changes: dict[str, Any]) -> TrainConfig:
     """A run over two random clips on a random model of the size, that logs only its first and its last step."""
     from examples import tiny
 
     frames, pixels = SIZES[size][:2]
-    base = folder / "base"
-    tiny.write("animatediff", base, size=size)
+    models = tiny.write(family, folder / "base", size=size)
     data = Dataset.create(folder / "dataset")
     random = np.random.default_rng(0)
     for index in range(2):
@@ -111,10 +118,9 @@ def bench_config(size: str, method: str, steps: int, folder: Path, changes: dict
         write_video(file, random.integers(0, 255, (frames, pixels, pixels, 3), dtype=np.uint8), 8)
         data.add(file, f"clip {index}")
     settings: dict[str, Any] = {
-        "family": "animatediff",
+        "family": family,
         "method": method,
-        "base_model": str(base),
-        "motion_adapter": str(base / "motion_adapter"),
+        **models,
         "max_train_steps": steps + 1,
         "mixed_precision": "bf16" if torch.cuda.is_available() else "no",
         "dataset": {
@@ -136,7 +142,7 @@ def bench_config(size: str, method: str, steps: int, folder: Path, changes: dict
 def our_seconds(config: TrainConfig, run: Path, clock: Callable[[], float]) -> float:
     """Seconds from the end of the first to the end of the last step of a whole run."""
     marks: list[float] = []
-    log = EventLog(run / "events.jsonl", [lambda event: marks.append(clock()) if event["type"] == "step" else None])
+    log = EventLog(RunFolder(run).events, [lambda event: marks.append(clock()) if event["type"] == "step" else None])
     train(config, RunFolder(run), log, StopSwitch())
     log.close()
     return marks[-1] - marks[0]
@@ -192,6 +198,7 @@ def settings(pairs: Sequence[str]) -> Iterator[tuple[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainers.bench", description=__doc__)
     parser.add_argument("what", choices=["loop"], help="what to measure")
+    parser.add_argument("--family", choices=list(FAMILIES), default=next(iter(FAMILIES)), help="default %(default)s")
     parser.add_argument("--size", choices=list(SIZES), default="tiny", help="size of the random model (default tiny)")
     parser.add_argument("--method", default="lora", help="what is trained (default lora)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
@@ -200,7 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the results here as well")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="dailies-bench-") as folder:
-        results = bench_loop(args.size, args.rounds, args.steps, args.method, Path(folder), dict(settings(args.set)))
+        results = bench_loop(
+            args.family, args.size, args.rounds, args.steps, args.method, Path(folder), dict(settings(args.set))
+        )
     for name, value in machine().items():
         print(f"{name}: {value}")
     for result in results:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import accelerate
 import numpy as np
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import mse_loss
 
 from trainers.config import TrainConfig
-from trainers.data.clips import Dataset, LedgerRow, ledger, ledger_summary
+from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger, ledger_summary, nothing_to_train
 from trainers.data.loader import Batches, Sample
 from trainers.events import EventLog
 from trainers.families import get_family
@@ -45,10 +45,11 @@ def train(
     family = get_family(config.family)
     dataset = Dataset.open(Path(config.dataset.path).expanduser())
     rows = ledger(dataset, config, family)
-    trained_rows, held_rows = hold_out(rows, config)
     tell_ledger(rows, log)
-    if not trained_rows:
-        raise Mendable(nothing_to_train(dataset, rows))
+    problem = nothing_to_train(dataset, rows, config)
+    if problem:
+        raise DatasetError(problem[1])
+    trained_rows, held_rows = hold_out(rows, config)
     wishes_seen = run.wishes()[1]
 
     # --- the model ----------------------------------------------------------------------------------------------------
@@ -196,11 +197,6 @@ def hold_out(rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[list[Ledge
     """(rows to train on, rows kept for validation): the same choice for the same seed."""
     usable = [row for row in rows if row.status != "dropped"]
     count = config.validation.holdout
-    if count and count >= len(usable):
-        raise Mendable(
-            f"validation.holdout is {count}, but only {len(usable)} clips can be used; "
-            f"lower it to {max(0, len(usable) - 1)}"
-        )
     held = set(random.Random(f"{config.validation.seed}/holdout").sample(range(len(usable)), count))
     return [r for i, r in enumerate(usable) if i not in held], [r for i, r in enumerate(usable) if i in held]
 
@@ -220,15 +216,9 @@ def held_samples(
 
 def tell_ledger(rows: Sequence[LedgerRow], log: EventLog) -> None:
     for row in rows:
-        if row.status != "used":
+        if row.reason:
             log.write("message", level="warning" if row.status == "dropped" else "info", text=row.reason)
     log.write("message", level="info", text=f"clips: {ledger_summary(rows)}")
-
-
-def nothing_to_train(dataset: Dataset, rows: Sequence[LedgerRow]) -> str:
-    if not rows:
-        return f"dataset {dataset.path} is empty; add clips to it first"
-    return f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}"
 
 
 def encoding_report(log: EventLog, stop: StopSwitch) -> Callable[[int, int], None]:
@@ -457,7 +447,9 @@ def restore(
 def random_state() -> dict[str, Any]:
     """The state of every global generator, in plain types."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = cast(
+        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
+    )
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

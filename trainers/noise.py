@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -40,7 +40,13 @@ class Draws:
         """Integers in [low, high), int64."""
         return self._draw(name, shape, device, lambda g: torch.randint(low, high, tuple(shape), generator=g))
 
-    def _draw(self, name, shape, device, draw):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _draw(
+        self,
+        name: str,
+        shape: Sequence[int],
+        device: torch.device | str,
+        draw: Callable[[torch.Generator], torch.Tensor],
+    ) -> torch.Tensor:
         if name in self._given:
             value = self._given[name]
             if tuple(value.shape) != tuple(shape):

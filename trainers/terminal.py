@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Screen:
             loss, rate = event["loss"], event["learning_rate"]
             if self._terminal and self._bar is not None:
                 self._bar.set_postfix(loss=_number(loss), refresh=False)
-                self._progress("training", event["step"], int(self._bar.total))
+                self._progress("training", event["step"], int(self._bar.total or 0))
             else:
                 seconds = event["seconds_per_step"]
                 self._line(f"step {event['step']}: loss {_number(loss)}, lr {rate:.2e}, {seconds:.3f} s/step")
@@ -128,21 +128,26 @@ def new_run_folder(config: Path, parent: Path = Path("runs")) -> RunFolder:
 def carry_out(run: RunFolder, started: dict[str, Any], act: Callable[[EventLog], str], *listeners: Listener) -> int:
     """Do `act` as a run of its own: locked, logged from `run_started` to `run_finished`. Gives the exit code.
 
-    This is one of the two doors where every exception is caught: what a person can mend ends in a sentence, the rest
-    in a traceback in the log, and both in `run_finished`.
+    Of a distributed run only the first process locks and logs.
     """
+    if not is_main_process():
+        return _carry_out(EventLog(None), started, act)
     run.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run.lock, timeout=0):
-            return _carry_out(run, started, act, listeners)
+            return _carry_out(EventLog(run.events, listeners), started, act)
     except Timeout:
         raise Mendable(f"another process is working in {run.path}; wait for it or stop it") from None
 
 
-def _carry_out(
-    run: RunFolder, started: dict[str, Any], act: Callable[[EventLog], str], listeners: Sequence[Listener]
-) -> int:
-    log = EventLog(run.events, listeners)
+def is_main_process() -> bool:
+    """Whether this is the first, or the only, process of a run (torchrun and accelerate launch number them)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _carry_out(log: EventLog, started: dict[str, Any], act: Callable[[EventLog], str]) -> int:
+    """One of the two doors where every exception is caught: what a person can mend ends in a sentence, the rest in a
+    traceback in the log, and both in `run_finished`."""
     code = EXIT_FAILED
     try:
         log.write("run_started", **started, pid=os.getpid())

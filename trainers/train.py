@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, describe, missing_package, to_yaml
-from trainers.data.clips import Dataset, DatasetError, ledger, ledger_summary
+from trainers.data.clips import Dataset, DatasetError, ledger, ledger_summary, nothing_to_train
 from trainers.events import EventLog, Listener, read
 from trainers.families import FAMILIES, get_family, load_config
 from trainers.families.base import Finding
@@ -21,6 +21,7 @@ from trainers.terminal import (
     StopSwitch,
     carry_out,
     hush_libraries,
+    is_main_process,
     mendable,
     new_run_folder,
     sentence,
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
     """Begin or go on with a run; gives the exit code."""
     obstacle = folder_obstacle(run, resume=resume)
-    if obstacle:
+    if obstacle and (resume or is_main_process()):
         raise Mendable(obstacle)
     checkpoint = run.checkpoints()[-1] if resume and run.checkpoints() else None
     if resume and is_finished(run) and checkpoint and checkpoint.step >= config.max_train_steps:
@@ -78,25 +79,26 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
         if finding.level == "error":
             raise Mendable(finding.text)
 
-    run.path.mkdir(parents=True, exist_ok=True)
-    text = to_yaml(config)
-    if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
-        run.config.write_text(text, encoding="utf-8")
+    step = checkpoint.step if checkpoint else 0
+    if is_main_process():
+        run.path.mkdir(parents=True, exist_ok=True)
+        text = to_yaml(config)
+        if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
+            run.config.write_text(text, encoding="utf-8")
+        print(f"run in {run.path}" + (f", going on from step {step}" if checkpoint else ""), flush=True)
     stop = StopSwitch()
     stop.listen()
-    step = checkpoint.step if checkpoint else 0
-    print(f"run in {run.path}" + (f", going on from step {step}" if checkpoint else ""), flush=True)
 
     def act(log: EventLog) -> str:
+        hush_libraries()
         from trainers.loop import train
 
-        hush_libraries()
         return train(config, run, log, stop, checkpoint)
 
     started = {"step": step, "max_train_steps": config.max_train_steps, "family": config.family}
     started |= {"method": config.method, "resumed": resume}
     listeners: list[Listener] = [Screen(lambda line: print(line, flush=True))]
-    if config.tracking.tracker == "tensorboard":
+    if config.tracking.tracker == "tensorboard" and is_main_process():
         from trainers.tracking import TensorBoard
 
         listeners.append(TensorBoard(run, step))
@@ -132,22 +134,10 @@ def findings(config: TrainConfig) -> list[Finding]:
         rows = ledger(dataset, config, family)
     except DatasetError as error:
         return [*found, Finding("error", str(error), "dataset.path")]
-    found += [
-        Finding("warning" if row.status == "dropped" else "info", row.reason) for row in rows if row.status != "used"
-    ]
-    usable = sum(row.status != "dropped" for row in rows)
-    if not rows:
-        found.append(Finding("error", f"dataset {dataset.path} is empty; add clips to it first", "dataset.path"))
-    elif not usable:
-        found.append(Finding("error", f"none of the {len(rows)} clips can be used", "dataset.path"))
-    elif config.validation.holdout >= usable:
-        found.append(
-            Finding(
-                "error",
-                f"validation.holdout is {config.validation.holdout}, but only {usable} clips can be used",
-                "validation.holdout",
-            )
-        )
+    found += [Finding("warning" if row.status == "dropped" else "info", row.reason) for row in rows if row.reason]
+    problem = nothing_to_train(dataset, rows, config)
+    if problem:
+        found.append(Finding("error", problem[1], problem[0]))
     if rows:
         found.append(Finding("info", f"clips: {ledger_summary(rows)}"))
     return found

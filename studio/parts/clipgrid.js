@@ -40,8 +40,21 @@ function filter() {
 search.addEventListener('input', filter);
 which.addEventListener('change', filter);
 
+// A call that fails on its way never answers at all: Gradio's client keeps it open.
+async function ask(call) {
+  let timer;
+  const late = new Promise((_, reject) => { timer = setTimeout(() => reject(new Error('late')), 10000); });
+  try {
+    return (await Promise.race([call, late])) || { error: 'the studio gave no answer' };
+  } catch (error) {
+    return { error: 'the studio could not be reached' };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 // --- captions: typed text is kept in this browser until the server has confirmed it ---
-function draftKey(card) { return `dailies:caption:${shownDataset}:${card.clip.id}`; }
+function draftKey(card) { return `dailies:caption:${card.dataset}:${card.clip.id}`; }
 function keepDraft(card) {
   try { localStorage.setItem(draftKey(card), card.words.value); } catch (error) { /* private window: nothing to keep */ }
 }
@@ -66,15 +79,10 @@ async function save(card) {
   if (text === card.saved || card.sending === text) return;
   card.sending = text;
   say(card, 'Saving', 'dirty');
-  let answer;
-  try {
-    answer = await server.save_caption({ dataset: shownDataset, id: card.clip.id, text });
-  } catch (error) {
-    answer = { error: 'the studio could not be reached' };
-  }
+  const answer = await ask(server.save_caption({ dataset: card.dataset, id: card.clip.id, text }));
   card.sending = null;
-  if (!answer || answer.error) {
-    say(card, `Not saved: ${(answer && answer.error) || 'the studio gave no answer'}. It is kept here; press to try again.`, 'bad');
+  if (answer.error) {
+    say(card, `Not saved: ${answer.error}. It is kept here; press to try again.`, 'bad');
     return;
   }
   card.saved = text;
@@ -121,15 +129,10 @@ function askRemove(card) {
   yes.type = no.type = 'button';
   yes.addEventListener('click', async () => {
     yes.disabled = true;
-    let answer;
-    try {
-      answer = await server.remove_clip({ dataset: shownDataset, id: card.clip.id });
-    } catch (error) {
-      answer = { error: 'the studio could not be reached' };
-    }
-    if (!answer || answer.error) {
+    const answer = await ask(server.remove_clip({ dataset: card.dataset, id: card.clip.id }));
+    if (answer.error) {
       restFoot(card);
-      say(card, `Not removed: ${(answer && answer.error) || 'the studio gave no answer'}`, 'bad');
+      say(card, `Not removed: ${answer.error}`, 'bad');
       return;
     }
     stop(card);
@@ -149,7 +152,7 @@ function restFoot(card) { card.foot.replaceChildren(card.state, card.remove); }
 
 // --- cards ---
 function newCard(clip) {
-  const card = { clip, video: null, timer: 0, sending: null, saved: clip.text, touched: false };
+  const card = { clip, dataset: shownDataset, video: null, timer: 0, sending: null, saved: clip.text, touched: false };
   card.node = make('article', 'clip');
   card.screen = make('button', 'screen');
   card.screen.type = 'button';

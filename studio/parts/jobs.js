@@ -1,6 +1,9 @@
 // The queue: one button a run, with its state, its status line and how far it is.
 const root = element.querySelector(".jobs");
 const entries = new Map(); // run id -> nodes
+const groups = new Map(); // name -> heading
+const empty = make("div", "empty");
+let inSight = null; // the chosen run that was last brought into sight
 
 function entry(run) {
   const node = make("button", "job");
@@ -31,7 +34,8 @@ function build() {
   for (const job of value.jobs || []) {
     if (job.group !== group) {
       group = job.group;
-      placed.push(make("div", "group", group));
+      if (!groups.has(group)) groups.set(group, make("div", "group", group));
+      placed.push(groups.get(group));
     }
     seen.add(job.run);
     if (!entries.has(job.run)) entries.set(job.run, entry(job.run));
@@ -46,10 +50,17 @@ function build() {
     placed.push(nodes.node);
   }
   for (const run of [...entries.keys()]) if (!seen.has(run)) entries.delete(run);
-  if (!placed.length) placed.push(make("div", "empty", value.empty || ""));
-  const active = document.activeElement;
-  root.replaceChildren(...placed);
-  if (active && root.contains(active)) active.focus({ preventScroll: true });
+  set(empty, value.empty || "");
+  place(root, placed.length ? placed : [empty]);
+  if (value.chosen !== inSight && entries.has(value.chosen) && root.offsetParent) {
+    inSight = value.chosen;
+    const { node } = entries.get(inSight);
+    const above = node.offsetTop - root.offsetTop;
+    if (above < root.scrollTop) root.scrollTop = above;
+    else if (above + node.offsetHeight > root.scrollTop + root.clientHeight) {
+      root.scrollTop = above + node.offsetHeight - root.clientHeight;
+    }
+  }
 }
 watch("value", build);
 build();

@@ -304,7 +304,7 @@ function build() {
     cell.node.remove();
     cells.delete(id);
   }
-  place(placed);
+  place(grid, placed);
   if (!same) {
     playing = false;
     snap(0);
@@ -315,12 +315,6 @@ function build() {
     play();
   }
   show();
-}
-// Moving a playing video in the document stops it, so nodes that already stand right are left alone.
-function place(nodes) {
-  const keep = new Set(nodes);
-  for (const child of [...grid.children]) if (!keep.has(child)) child.remove();
-  nodes.forEach((node, i) => { if (grid.children[i] !== node) grid.insertBefore(node, grid.children[i] || null); });
 }
 
 // --- keys ---

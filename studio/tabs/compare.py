@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
-from studio.page import COMPARE, Page
+from studio.page import COMPARE, TELLING, Page
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.runs import Entry, Runs, find
@@ -357,7 +357,6 @@ def build(page: Page) -> None:
 
     controls = [component for form in forms.values() for component in form.components]
     drawn = [component for form in forms.values() for component in form.outputs]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     outputs = [shown, seen, *(parts[name] for name in SHOWN)]
     filled = [filled_for, folded, family, takes, *controls]
 
@@ -366,20 +365,22 @@ def build(page: Page) -> None:
         start = sum(len(forms[before].components) for before in families[: families.index(name)])
         return list(flat[start : start + len(forms[name].components)])
 
-    def fill(chosen: str | None, before: Any, opening: bool) -> list[Any]:
-        """Updates of `filled`: the form for a run, unless it stands for that run and its checkpoints already."""
+    def fill(chosen: str | None, before: Any, opening: bool, taken: list[str] | None) -> list[Any]:
+        """Updates of `filled`: the form for a run. What was written for the same run stays; new takes join it."""
         entries = runs.entries()
         entry = run_to_begin_with(entries, chosen)
         config = read_run(entry)
-        known = workspace.takes()
-        own = takes_to_begin_with(known, entry.id if entry else None)
+        own = takes_to_begin_with(workspace.takes(), entry.id if entry else None)
         mark = [entry.id if entry else None, own]
         name = config.family if config else families[0]
         models = model_choices(workspace)
         choices = take_choices(workspace, name)
-        if before == mark:
+        if before is not None and before[0] == mark[0]:
+            untouched = before[1] == (taken or [])
+            offered = gr.update(choices=choices, value=own) if untouched else gr.update(choices=choices)
+            unfold = gr.update(open=opening) if before != mark else gr.skip()
             kept = [gr.update(choices=models[p]) if p in models else gr.skip() for f in forms.values() for p in f.paths]
-            return [gr.skip(), gr.skip(), gr.skip(), gr.update(choices=choices), *kept]
+            return [mark, unfold, gr.skip(), offered, *kept]
         updates: list[Any] = []
         for known_as, form in forms.items():
             given = settings_of(config, form.config_class) if config and config.family == known_as else {}
@@ -389,18 +390,30 @@ def build(page: Page) -> None:
                 updates.append(gr.update(value=value, choices=models[path]) if path in models else value)
         return [mark, gr.update(open=opening), name, gr.update(choices=choices, value=own), *updates]
 
-    def come(chosen: str | None, run: str | None, before: Seen, form_for: Any) -> Any:
+    def come(chosen: str | None, run: str | None, before: Seen, form_for: Any, taken: list[str] | None) -> Any:
         """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
         entry = find(runs.entries(), chosen)
         if entry is not None and entry.info.kind == "sample":
             return [*refresh(runs, entry.id, before), *[gr.skip()] * len(filled)]
-        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None)]
+        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None, taken)]
+
+    def begin(wish: Mapping[str, Any], form_for: Any, taken: list[str] | None) -> Any:
+        """Another tab asks to compare the takes of a run: the form stands open for it."""
+        entry = find(runs.entries(), wish["run"])
+        if entry is None or entry.info.kind == "sample":
+            return [gr.skip()] * len(filled)
+        updates = fill(wish["run"], form_for, True, taken)
+        return [updates[0], gr.update(open=True), *updates[2:]]
 
     def open_page(chosen: str | None) -> Any:
-        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()))]
+        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()), None)]
 
     def look(run: str | None, before: Seen) -> Any:
         return refresh(runs, run, before)
+
+    def follow(chosen: str | None, run: str | None, before: Seen) -> Any:
+        """A comparison that was chosen elsewhere, or before a reload, is shown."""
+        return refresh(runs, chosen if find(comparisons(runs.entries()), chosen) else run, before)
 
     def show(run: str | None, before: Seen) -> Any:
         return [run, run, *refresh(runs, run, before)[1:]]
@@ -446,26 +459,30 @@ def build(page: Page) -> None:
                 start_again(queue, run)
         return refresh(runs, run, before)
 
-    page.demo.load(open_page, page.chosen_run, [*outputs, *filled], **quiet)
-    page.tab_items[COMPARE].select(come, [page.chosen_run, shown, seen, filled_for], [*outputs, *filled], **quiet)
-    gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **quiet)
-    parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **quiet)
-    parts["stop"].click(stop, [shown, seen], outputs, **quiet)
-    parts["again"].click(again, [shown, seen], outputs, **quiet)
-    family.input(choose_family, family, [takes, *groups.values()], **quiet)
+    page.demo.load(open_page, page.chosen_run, [*outputs, *filled], **TELLING)
+    page.tab_items[COMPARE].select(
+        come, [page.chosen_run, shown, seen, filled_for, takes], [*outputs, *filled], **TELLING
+    )
+    page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes], filled, **TELLING)
+    page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
+    gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
+    parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)
+    parts["stop"].click(stop, [shown, seen], outputs, **TELLING)
+    parts["again"].click(again, [shown, seen], outputs, **TELLING)
+    family.input(choose_family, family, [takes, *groups.values()], **TELLING)
     counted = [c for form in forms.values() for p, c in zip(form.paths, form.components, strict=True) if p in COUNTED]
     gr.on(
         [family.change, takes.change, *(c.change for c in counted)],
         count,
         [family, takes, *controls],
         [go, total],
-        **quiet,
+        **TELLING,
     )
     go.click(
         submit,
         [seen, marks, family, takes, *controls],
         [page.chosen_run, *outputs, folded, marks, problem, *drawn],
-        **quiet,
+        **TELLING,
     )
 
 

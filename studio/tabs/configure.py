@@ -12,16 +12,16 @@ import gradio as gr
 
 from studio.forms import Choice, Form, Marks, Problem
 from studio.jobs import JobError
-from studio.page import CONFIGURE, TRAIN, Page
+from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page
 from studio.parts.answer import answer, notes
 from studio.workspace import PROJECT, Workspace, WorkspaceError
 from trainers.config import ConfigError, TrainConfig, parse_yaml, read_yaml, to_yaml, validate
 from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger
 from trainers.families import FAMILIES, family_of
 from trainers.families.base import ModelFamily
+from trainers.runs import RunFolder
 
 LEAD = ("method", "dataset.path", "base_model", "motion_adapter")
-STORAGE = "dailies"
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def run_title(title: str, config: TrainConfig) -> str:
 
 def command(workspace: Workspace, run_id: str) -> str:
     """The line that starts a run from the project's folder: what the queue runs."""
-    folder = workspace.root / "runs" / run_id
-    shown = folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder
-    config, run_dir = shlex.quote(str(shown / "config.yaml")), shlex.quote(str(shown))
+    path = workspace.root / "runs" / run_id
+    folder = RunFolder(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
+    config, run_dir = shlex.quote(str(folder.config)), shlex.quote(str(folder.path))
     return f"python -m trainers.train \\\n  --config {config} \\\n  --run-dir {run_dir}"
 
 
@@ -197,7 +197,6 @@ def build(page: Page) -> None:
     workspace = page.workspace
     forms = {name: form_of(family, workspace) for name, family in FAMILIES.items()}
     first = next(iter(FAMILIES))
-    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
     with gr.Row(elem_classes="row stack"):
         with gr.Column(scale=1, min_width=0):
@@ -210,7 +209,7 @@ def build(page: Page) -> None:
                 with gr.Row(elem_classes="actions"):
                     gr.HTML('<h2 class="title">Basics</h2>', elem_classes="grow")
                     origin = gr.Dropdown(
-                        origins(workspace, FAMILIES[first]), value="defaults", label="Start from", filterable=False,
+                        origins(workspace, FAMILIES[first]), value=None, label="Start from", filterable=False,
                         min_width=200, elem_id="origin", elem_classes="origin",
                     )  # fmt: skip
                 columns: list[gr.Column] = []
@@ -229,35 +228,36 @@ def build(page: Page) -> None:
                 )  # fmt: skip
                 fill = gr.Button("Fill the form from this config", elem_id="fill-form")
                 pasted = gr.HTML()
-        with gr.Column(elem_classes="aside", scale=0, min_width=0):
-            with gr.Column(elem_classes="card"):
-                gr.HTML('<h2 class="title">The run, as it will start</h2>')
-                title = gr.Textbox(label="Title", placeholder="From dataset and method", max_lines=1, max_length=100)
-                with gr.Row(elem_classes="actions"):
-                    queue = gr.Button("Queue this run", variant="primary", elem_id="queue-run", interactive=False)
-                    save = gr.Button("Save without queueing", elem_id="save-run", interactive=False)
-                saved = gr.HTML(elem_id="saved")
-                remarks = gr.HTML(elem_id="remarks")
-                line = gr.Code(
-                    language="shell", label="Command", interactive=False, lines=3, show_line_numbers=False,
-                    wrap_lines=True, buttons=["copy"], elem_id="command",
-                )  # fmt: skip
-                text = gr.Code(
-                    language="yaml", label="config.yaml", interactive=False, lines=12, max_lines=28,
-                    show_line_numbers=False, buttons=["copy", "download"], elem_id="yaml",
-                )  # fmt: skip
-    draft = gr.BrowserState(None, storage_key=f"{STORAGE}-draft", secret=STORAGE)
+        with gr.Column(elem_classes="aside", scale=0, min_width=0), gr.Column(elem_classes="card"):
+            gr.HTML('<h2 class="title">The run, as it will start</h2>')
+            title = gr.Textbox(label="Title", placeholder="From dataset and method", max_lines=1, max_length=100)
+            with gr.Row(elem_classes="actions"):
+                queue = gr.Button("Queue this run", variant="primary", elem_id="queue-run", interactive=False)
+                save = gr.Button("Save without queueing", elem_id="save-run", interactive=False)
+            saved = gr.HTML(elem_id="saved")
+            remarks = gr.HTML(elem_id="remarks")
+            line = gr.Code(
+                language="shell", label="Command", interactive=False, lines=3, show_line_numbers=False,
+                wrap_lines=True, buttons=["copy"], elem_id="command",
+            )  # fmt: skip
+            text = gr.Code(
+                language="yaml", label="Config", interactive=False, lines=12, max_lines=28,
+                show_line_numbers=False, buttons=["copy", "download"], elem_id="yaml",
+            )  # fmt: skip
+    draft = page.draft
     shared = [head, remarks, line, text, queue, save, draft]
     everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
 
-    def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
-        """Updates of `everything`: family `name` in sight, the forms in `given` filled."""
+    def fill_all(
+        name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None, **start: Any
+    ) -> list[Any]:
+        """Updates of `everything`: family `name` in sight, the forms in `given` filled. start: of `origin`."""
         lists = picks(workspace)
         cells = [cell for key, form in forms.items() for cell in form.refill(given.get(key), lists)]
         return [
             name,
             *(gr.update(visible=key == name) for key in forms),
-            gr.update(choices=origins(workspace, FAMILIES[name])),
+            gr.update(choices=origins(workspace, FAMILIES[name]), **start),
             gr.skip() if run is None else run,
             *cells,
         ]
@@ -274,7 +274,7 @@ def build(page: Page) -> None:
             if isinstance(was, dict):
                 known |= {path: value for path, value in was.items() if path in known}
             given[key] = list(known.values())
-        return fill_all(name, given, str(kept.get("title") or ""))
+        return fill_all(name, given, str(kept.get("title") or ""), value=None)
 
     def from_origin(choice: str, name: str) -> list[Any]:
         try:
@@ -291,30 +291,30 @@ def build(page: Page) -> None:
         except ConfigError as error:
             return [*(gr.skip() for _ in everything), notes([("error", f"{w} {t}".strip()) for w, t in error.problems])]
         told = notes([("ok", "The form is filled."), *said])
-        return [*fill_all(name, {name: forms[name].shown(settings)}), told]
+        return [*fill_all(name, {name: forms[name].shown(settings)}, value=None), told]
 
-    loaded = page.demo.load(come_back, [draft, page.place], everything, **quick)
+    loaded = page.demo.load(come_back, [draft, page.place], everything, **QUICK)
     switched = chosen.input(
-        lambda name: fill_all(name, {})[: 2 + len(columns)], chosen, everything[: 2 + len(columns)], **quick
+        lambda name: fill_all(name, {})[: 2 + len(columns)], chosen, everything[: 2 + len(columns)], **QUICK
     )
-    started = origin.input(from_origin, [origin, chosen], everything, **quick)
-    filled = fill.click(from_text, paste, [*everything, pasted], **quick)
-    page.tab_items[CONFIGURE].select(lambda name: fill_all(name, {}), chosen, everything, **quick)
+    started = origin.input(from_origin, [origin, chosen], everything, **QUICK)
+    filled = fill.click(from_text, paste, [*everything, pasted], **QUICK)
+    page.tab_items[CONFIGURE].select(lambda name: fill_all(name, {}), chosen, everything, **QUICK)
 
     for name, form in forms.items():
         wire = _Wire(page, FAMILIES[name], form)
         mine = [chosen, title, draft, marks[name], *form.components]
         outputs = [*shared, marks[name], *form.outputs]
         for event in (loaded, switched, started, filled):
-            event.then(wire.refresh, mine, outputs, **quick)
+            event.then(wire.refresh, mine, outputs, **QUICK)
         typed = [component.input for component in form.components]
-        gr.on([*typed, title.input], wire.refresh, mine, outputs, trigger_mode="always_last", **quick)
+        gr.on([*typed, title.input], wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
         page.begin_run.change(
-            wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **quick
-        ).then(wire.refresh, mine, outputs, **quick)
+            wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **QUICK
+        ).then(wire.refresh, mine, outputs, **QUICK)
         kept = [chosen, title, *form.components]
-        queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **quick)
-        save.click(wire.save, kept, [saved, line], **quick)
+        queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **TELLING)
+        save.click(wire.save, kept, [saved, line], **QUICK)
 
 
 class _Wire:
@@ -335,9 +335,10 @@ class _Wire:
         loose = [text for path, text in now.problems if path not in form.paths]
         if now.config is not None:
             run_id = self.page.workspace.next_run_id(run_title(title, now.config))
-            shown = [command(self.page.workspace, run_id), to_yaml(now.config)]
+            yaml = gr.update(value=to_yaml(now.config), label="Config")
+            shown = [command(self.page.workspace, run_id), yaml]
         else:
-            shown = [gr.skip(), gr.skip()]
+            shown = [gr.skip(), gr.update(label="Config, as it was before")]
         keep = dict(draft) if isinstance(draft, dict) else {}
         keep |= {"family": chosen, "title": title, chosen: dict(zip(form.paths, values, strict=True))}
         return [

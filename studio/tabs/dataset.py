@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from studio.imports import Import, Imports
-from studio.page import CONFIGURE, Page
+from studio.page import CONFIGURE, QUICK, TELLING, Page
 from studio.parts.answer import Tone, answer, notes
 from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
@@ -106,7 +106,7 @@ def _sentence(error: ConfigError, seen: Sequence[Any]) -> str:
 def summary(rows: Sequence[LedgerRow], count: int, seconds: float) -> str:
     """``12 clips, 36 s; 10 used, 2 left out, 3 without a caption``."""
     total = f"{count} clip{'' if count == 1 else 's'}, {duration(seconds)}"
-    counts = Counter(row.status for row in rows)
+    counts: Counter[str] = Counter(row.status for row in rows)
     words = {"used": "used", "trimmed": "trimmed", "dropped": "left out"}
     parts = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
     bare = sum(not row.clip.text.strip() for row in rows)
@@ -133,7 +133,9 @@ def import_list(imports: Sequence[Import]) -> str:
     """The files of an import, refused ones first."""
     if not imports:
         return ""
-    refused: list[tuple[Tone, str]] = [("bad", f"{entry.name} was refused: {entry.outcome}") for entry in imports if entry.outcome]
+    refused: list[tuple[Tone, str]] = [
+        ("bad", _refusal(entry.name, entry.outcome)) for entry in imports if entry.outcome
+    ]
     added = [entry.name for entry in imports if entry.outcome == ""]
     waiting = [entry.name for entry in imports if entry.outcome is None]
     items: list[tuple[Tone, str]] = list(refused)
@@ -143,6 +145,10 @@ def import_list(imports: Sequence[Import]) -> str:
         done = len(imports) - len(waiting)
         items.append(("", f"Importing {done + 1} of {len(imports)}: {waiting[0]}"))
     return notes(items)
+
+
+def _refusal(name: str, why: str) -> str:
+    return f"Refused: {why}" if name in why else f"{name} was refused: {why}"
 
 
 def dataset_choices(workspace: Workspace) -> list[tuple[str, str]]:
@@ -334,22 +340,22 @@ def build(page: Page) -> None:
         return choose(None, *rest)
 
     def configure(name: str | None, family_name: str, *numbers: Any) -> list[Any]:
-        settings = dict(zip(SEEN, numbers, strict=True))
+        looked = zip(SEEN, numbers, seen_defaults(family_name), strict=True)
+        settings = {path: value for path, value, usual in looked if value is not None and value != usual}
         wish = {"dataset": name, "family": family_name, "settings": settings, "at": time.time()}
         return [wish, gr.Tabs(selected=CONFIGURE)]
 
-    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    names.input(choose, [names, *asked], everything, **quick)
-    family.input(seen_defaults, family, boxes, **quick).then(show, [names, *asked], shown, **quick)
-    gr.on([box.input for box in boxes], show, [names, *asked], shown, trigger_mode="always_last", **quick)
-    gr.on([new.click, title.submit], create, [title, *asked], [*everything, title], **quick)
-    demo_button.click(open_demo, asked, everything, **quick)
-    files.upload(upload, [files, names, *asked], [*everything, files], **quick)
-    clock.tick(choose, [names, *asked], everything, **quick)
-    delete.click(ask, names, [confirm, question], **quick)
-    no.click(lambda: gr.update(visible=False), None, confirm, **quick)
-    yes.click(erase, [names, *asked], everything, **quick)
+    names.input(choose, [names, *asked], everything, **TELLING)
+    family.input(seen_defaults, family, boxes, **QUICK).then(show, [names, *asked], shown, **QUICK)
+    gr.on([box.input for box in boxes], show, [names, *asked], shown, trigger_mode="always_last", **QUICK)
+    gr.on([new.click, title.submit], create, [title, *asked], [*everything, title], **TELLING)
+    demo_button.click(open_demo, asked, everything, **TELLING)
+    files.upload(upload, [files, names, *asked], [*everything, files], **TELLING)
+    clock.tick(choose, [names, *asked], everything, **TELLING)
+    delete.click(ask, names, [confirm, question], **QUICK)
+    no.click(lambda: gr.update(visible=False), None, confirm, **QUICK)
+    yes.click(erase, [names, *asked], everything, **TELLING)
     for told in (grid.saved, grid.removed):  # events of our own have no place in gr.on
-        told(show, [names, *asked], shown, trigger_mode="always_last", **quick)
-    go.click(configure, [names, *asked], [page.begin_run, page.tabs], **quick)
-    page.demo.load(come_back, [page.place, *asked], everything, **quick)
+        told(show, [names, *asked], shown, trigger_mode="always_last", **QUICK)
+    go.click(configure, [names, *asked], [page.begin_run, page.tabs], **TELLING)
+    page.demo.load(come_back, [page.place, *asked], everything, **TELLING)

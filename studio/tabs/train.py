@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,7 +13,7 @@ import pandas as pd
 
 from studio import progress
 from studio.jobs import JobError, JobQueue, Kind
-from studio.page import COMPARE, Page
+from studio.page import COMPARE, TELLING, Page
 from studio.parts.lists import head, head_value, job_list, jobs_value, take_list, takes_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.runs import Entry, Runs, find
@@ -198,12 +199,11 @@ def run_takes(folder: RunFolder, running: bool) -> dict[str, Any]:
 
 
 def loss_plot(table: pd.DataFrame) -> Any:
-    """The update that shows a loss table, from just below its lowest value on; hidden while there is none."""
-    if table.empty:
-        return gr.update(visible=False)
-    low, high = float(table["loss"].min()), float(table["loss"].max())
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    return gr.LinePlot(value=table, y_lim=[max(0.0, low - margin), high + margin], visible=True)
+    """The update that shows a loss table; hidden while there is none.
+
+    Only the table: with a new y_lim beside it, Gradio 6.31 draws the old table anew.
+    """
+    return gr.update(visible=False) if table.empty else gr.update(value=table, visible=True)
 
 
 def read_config(folder: RunFolder) -> TrainConfig | None:
@@ -217,7 +217,7 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
 # --- what changed since the last look ---------------------------------------------------------------------------------
 
 #: Outputs of every handler, after the run that is shown and what was seen.
-SHOWN = ("jobs", "demo", "head", *ACTIONS, "training", "plot", "samples", "takes", "log")
+SHOWN = ("jobs", "demo", "head", *ACTIONS, "training", "plot", "samples", "takes", "logbook", "log")
 
 
 def refresh(runs: Runs, chosen: str | None, shown: str | None, seen: Mapping[str, str]) -> list[Any]:
@@ -262,6 +262,7 @@ def _details(runs: Runs, entry: Entry | None, waiting: Sequence[str]) -> dict[st
     fresh: dict[str, tuple[Any, Any]] = {
         name: (repr(action), action.update) for name, action in actions(entry, waiting, config).items()
     }
+    fresh["logbook"] = (entry is not None, gr.update(visible=entry is not None))
     fresh["training"] = (training, gr.update(visible=training))
     log = progress.log_tail(entry.info.folder, LOG_LINES) if entry is not None else ""
     log = log or "Nothing is written here before the run has started."
@@ -367,7 +368,7 @@ def build(page: Page) -> None:
                 with gr.Column(elem_classes="card"):
                     gr.Markdown("### Takes")
                     parts["takes"] = take_list()
-            with gr.Accordion("Log", open=False, elem_classes="card"):
+            with gr.Accordion("Log", open=False, visible=False, elem_classes="card") as parts["logbook"]:
                 parts["log"] = gr.Textbox(
                     lines=16, max_lines=16, interactive=False, show_label=False, container=False, elem_classes="mono",
                     elem_id="log",
@@ -375,7 +376,6 @@ def build(page: Page) -> None:
 
     outputs = [shown, seen, *(parts[name] for name in SHOWN)]
     inputs = [page.chosen_run, shown, seen]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
     def look(chosen: str | None, run: str | None, before: Seen) -> Any:
         return refresh(runs, chosen, run, before)
@@ -410,15 +410,15 @@ def build(page: Page) -> None:
         return refresh(runs, chosen, run, before)
 
     def compare(run: str | None) -> Any:
-        return run, gr.Tabs(selected=COMPARE)
+        return run, {"run": run, "at": time.time()}, gr.Tabs(selected=COMPARE)
 
-    page.demo.load(look_anew, page.chosen_run, outputs, **quiet)
-    gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, inputs, outputs, **quiet)
-    page.chosen_run.change(look, inputs, outputs, **quiet)
-    parts["jobs"].pick(pick, seen, [page.chosen_run, *outputs], **quiet)
-    parts["takes"].star(toggle_star, inputs, outputs, **quiet)
-    parts["demo"].click(demo, seen, [page.chosen_run, *outputs], **quiet)
-    parts["compare"].click(compare, shown, [page.chosen_run, page.tabs], **quiet)
+    page.demo.load(look_anew, page.chosen_run, outputs, **TELLING)
+    gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, inputs, outputs, **TELLING)
+    page.chosen_run.change(look, inputs, outputs, **TELLING)
+    parts["jobs"].pick(pick, seen, [page.chosen_run, *outputs], **TELLING)
+    parts["takes"].star(toggle_star, inputs, outputs, **TELLING)
+    parts["demo"].click(demo, seen, [page.chosen_run, *outputs], **TELLING)
+    parts["compare"].click(compare, shown, [page.chosen_run, page.begin_comparison, page.tabs], **TELLING)
     for name in ACTIONS:
         if name != "compare":
-            parts[name].click(presser(name), inputs, outputs, **quiet)
+            parts[name].click(presser(name), inputs, outputs, **TELLING)

@@ -40,7 +40,7 @@ class TensorCache:
         if key in self._memory:
             return self._memory[key]
         try:
-            tensors = load_file(self.file(key))
+            tensors: dict[str, torch.Tensor] = load_file(self.file(key))
         except (FileNotFoundError, SafetensorError):
             return None
         self._remember(key, tensors)

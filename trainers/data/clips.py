@@ -420,6 +420,24 @@ def ledger_summary(rows: Sequence[LedgerRow]) -> str:
     )
 
 
+def nothing_to_train(dataset: Dataset, rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[str, str] | None:
+    """(field, sentence) when no clip is left to train on; None when there is one."""
+    usable = sum(row.status != "dropped" for row in rows)
+    if not rows:
+        return "dataset.path", f"dataset {dataset.path} is empty; add clips to it first"
+    if not usable:
+        return (
+            "dataset.path",
+            f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}",
+        )
+    if config.validation.holdout >= usable:
+        return "validation.holdout", (
+            f"validation.holdout is {config.validation.holdout}, but only {usable} clips can be used; "
+            f"lower it to {usable - 1}"
+        )
+    return None
+
+
 def _ledger_row(clip: Clip, problem: str | None, config: DatasetConfig, family: ModelFamily) -> LedgerRow:
     if problem:
         return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
@@ -485,13 +503,12 @@ def _size(clip: Clip, config: DatasetConfig, multiple: int) -> tuple[int, int]:
     area, shape = config.height * config.width, clip.height / clip.width
     sizes = []
     for height in range(multiple, area // multiple + 1, multiple):
-        down = max(multiple, area / height // multiple * multiple)
-        sizes += [(height, int(down)), (height, int(down) + multiple)]
+        for width in (area / height, height / shape):
+            down = max(multiple, int(width) // multiple * multiple)
+            sizes += [(height, down), (height, down + multiple)]
 
-    def far(size: tuple[int, int]) -> tuple[float, float]:
-        distortion = abs(math.log(size[0] / size[1] / shape))
-        other_area = abs(math.log(size[0] * size[1] / area))
-        # Within about an eighth of the area the shape decides; where no size is so near (they are small), both do.
-        return distortion + 4 * max(0.0, other_area - math.log(1.13)), other_area
+    def far(size: tuple[int, int]) -> float:
+        """A wrong shape costs picture at the edges, a wrong area only some speed or detail."""
+        return abs(math.log(size[0] / size[1] / shape)) + abs(math.log(size[0] * size[1] / area)) / 4
 
     return min(sizes, key=far)

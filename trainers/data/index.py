@@ -93,9 +93,9 @@ def _read_index(path: Path, size: int, mtime_ns: int, name: str) -> Index:
             rate=rate,
             width=width,
             height=height,
-            codec=context.name,
+            codec=context.codec.canonical_name,
             rotation=int(first.rotation),
-            plain=(context.name, context.pix_fmt) == ("h264", "yuv420p")
+            plain=(context.codec.canonical_name, context.pix_fmt) == ("h264", "yuv420p")
             and (first.colorspace, first.color_range, first.rotation) == (BT709, LIMITED, 0),
             lost_of=_lost_of(container, stream, packets, len(shown), float(rate)),
         )
@@ -171,8 +171,11 @@ def open_video(path: Path, name: str) -> Iterator[InputContainer]:
     try:
         container = av.open(str(path.absolute()), container_options=options)
     except av.FFmpegError as error:
-        with path.open("rb") as file:
-            head = file.read(512)
+        try:
+            with path.open("rb") as file:
+                head = file.read(512)
+        except OSError as unreadable:
+            raise VideoError(f"{name} cannot be read: {unreadable.strerror}") from unreadable
         if head[4:8] == b"ftyp":
             raise VideoError(
                 f"{name} is cut off: its index is missing, so no frame can be read; copy it again"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import uuid
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +20,6 @@ from typing import Any, Literal
 import av
 import numpy as np
 from av.container import InputContainer
-from av.video.stream import VideoStream
 from PIL import Image
 
 from trainers.data.index import (
@@ -211,15 +210,16 @@ def _read_with_pyav(path: Path, indices: Sequence[int], index: Index) -> np.ndar
     for slot, number in enumerate(indices):
         slots.setdefault(index.pts[number], []).append(slot)
     try:
-        with open_video(path, path.name) as container:
-            stream = picture_track(container, path.name)
-            # Numbers asked for are few: decoding on several threads would begin frames that nobody wants.
-            stream.thread_type = "SLICE"
-            for stamp, frame in _wanted_frames(container, stream, sorted(slots), index):
-                picture = upright(frame)
-                if picture.shape != out.shape[1:]:
-                    raise VideoError(f"{path.name} changes its size on the way; import it as a clip first")
-                out[slots.pop(stamp)] = picture
+        # Some containers jump inexactly; what is then not found is decoded from the start.
+        for jump in (True, False) if index.timed else (False,):
+            if not slots:
+                break
+            with open_video(path, path.name) as container:
+                for stamp, frame in _wanted_frames(container, sorted(slots), index, jump):
+                    picture = upright(frame)
+                    if picture.shape != out.shape[1:]:
+                        raise VideoError(f"{path.name} changes its size on the way; import it as a clip first")
+                    out[slots.pop(stamp)] = picture
     except av.FFmpegError as error:
         raise VideoError(f"{path.name} is damaged: {error.strerror}") from error
     if slots:
@@ -229,38 +229,32 @@ def _read_with_pyav(path: Path, indices: Sequence[int], index: Index) -> np.ndar
 
 
 def _wanted_frames(
-    container: InputContainer, stream: VideoStream, wanted: list[int], index: Index
+    container: InputContainer, wanted: list[int], index: Index, jump: bool
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames at `wanted` timestamps (ascending), jumping to a keyframe where that saves decoding."""
-    if not index.timed:
-        last = wanted[-1]
-        for number, frame in enumerate(counted(container.decode(stream))):
-            if number in wanted:
-                yield number, frame
-            if number >= last:
-                return
-        return
-    position: int | None = None  # timestamp of the last decoded frame
-    frames = iter(counted(container.decode(stream)))
-    waiting = list(reversed(wanted))
-    while waiting:
-        key = bisect_right(index.keys, waiting[-1])
-        start = index.keys[key - 1] if key else None
-        if start is not None and start > (index.pts[0] if position is None else position):
+    """The frames at `wanted` timestamps (ascending), on the way jumping to a keyframe where that saves decoding.
+
+    Ends early when one is not there.
+    """
+    stream = picture_track(container, Path(container.name).name)
+    # Numbers asked for are few: decoding on several threads would begin frames that nobody wants.
+    stream.thread_type = "SLICE"
+    frames = enumerate(counted(container.decode(stream)))
+    position = index.pts[0]  # timestamp of the last decoded frame
+    for stamp in wanted:
+        start = index.keys[max(0, bisect_right(index.keys, stamp) - 1)] if jump and index.keys else position
+        # A jump throws away what the decoder has begun, so it must save more than that.
+        if bisect_left(index.pts, start) - bisect_right(index.pts, position) > 4:
             container.seek(start, stream=stream, backward=True)
-            frames = iter(counted(container.decode(stream)))
-        for frame in frames:
-            if frame.pts is None:
-                continue
-            position = frame.pts
-            if position >= waiting[-1]:
+            frames = enumerate(counted(container.decode(stream)))
+        for number, frame in frames:
+            position = (frame.pts if index.timed else number) or 0
+            if position >= stamp:
                 break
         else:
             return
-        if position == waiting[-1]:
-            yield waiting.pop(), frame
-        elif position > waiting[-1]:
+        if position > stamp:
             return
+        yield stamp, frame
 
 
 def _read_with_decord(path: Path, indices: Sequence[int], count: int) -> np.ndarray:

@@ -68,8 +68,8 @@ class AnimateDiffTrainConfig(TrainConfig):
         if self.motion_adapter is None and self.dataset.num_frames > self.motion_max_seq_length:
             raise FieldError(
                 "dataset.num_frames",
-                f"is {self.dataset.num_frames}, but the motion module has {self.motion_max_seq_length} positions; lower "
-                f"it to {self.motion_max_seq_length} or raise motion_max_seq_length",
+                f"is {self.dataset.num_frames}, but the motion module has {self.motion_max_seq_length} positions; "
+                f"lower it to {self.motion_max_seq_length} or raise motion_max_seq_length",
             )
         return self
 

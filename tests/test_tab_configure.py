@@ -1,0 +1,223 @@
+"""The Configure tab: what it says would start is what starts, and what would not is told where it can be mended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+import yaml
+
+import studio
+from studio.forms import Form
+from studio.jobs import JobQueue
+from studio.tabs.configure import (
+    command,
+    form_of,
+    headline,
+    origins,
+    preview,
+    read_config,
+    run_title,
+    starting_values,
+    values_from,
+)
+from studio.worker import launch_line
+from studio.workspace import PROJECT, Workspace
+from trainers.config import ConfigError, to_yaml
+from trainers.families import FAMILIES, load_config
+
+DEMO_FAMILY = "animatediff"
+FAMILY = FAMILIES[DEMO_FAMILY]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace with the demo."""
+    place = Workspace(tmp_path / "ws")
+    place.add_demo()
+    return place
+
+
+@pytest.fixture
+def form(workspace: Workspace) -> Form[Any]:
+    with gr.Blocks():
+        return form_of(FAMILY, workspace).build()
+
+
+def problems(form: Form[Any], values: list[Any], **given: Any) -> list[tuple[str, str]]:
+    now = preview(form, FAMILY, form.merge(values, {path.replace("__", "."): value for path, value in given.items()}))
+    assert not now.starts
+    assert "would not start" in headline(form, now)
+    return now.problems
+
+
+def test_the_demo_would_start(workspace: Workspace, form: Form[Any]) -> None:
+    now = preview(form, FAMILY, starting_values(form, workspace))
+    assert now.starts, now.problems
+    assert now.line == "12 of 12 clips used, 60 steps"
+    assert "This run would start" in headline(form, now)
+    assert now.config.dataset.cache_dir == str(workspace.cache)
+    assert now.config == workspace.demo_config()
+
+
+def test_each_problem_stands_at_the_field_to_mend(workspace: Workspace, form: Form[Any]) -> None:
+    start = starting_values(form, workspace)
+    empty = workspace.new_dataset("Empty")
+    for given, where, part in (
+        ({"base_model": "/no/such/model"}, "base_model", "does not exist"),
+        ({"base_model": ""}, "base_model", "must be set"),
+        ({"dataset__height": 250}, "dataset.height", "multiple of 8"),
+        ({"dataset__num_frames": 40}, "dataset.num_frames", "16 positions"),
+        ({"dataset__path": "/no/such/data"}, "dataset.path", "/no/such/data"),
+        ({"dataset__path": str(empty.path)}, "dataset.path", "no clips yet"),
+        ({"dataset__num_frames": 16, "dataset__frame_stride": 9}, "dataset.path", "None of the 12 clips can be used"),
+        ({"method": "lora"}, "motion_adapter", "must be set"),
+        ({"optimizer__lr_warmup_steps": 99}, "optimizer.lr_warmup_steps", "only 60 steps"),
+    ):
+        found = problems(form, start, **given)
+        assert found[0][0] == where, found
+        assert part in found[0][1], found
+        assert where in form.paths
+        assert form.marks(start, found).problems[where] == found[0][1]
+
+
+def test_clips_that_are_left_out_are_named(workspace: Workspace, form: Form[Any], tiny_dataset: Path) -> None:
+    shutil.copytree(tiny_dataset, workspace.root / "datasets" / "mixed")
+    dataset = workspace.dataset("mixed")
+    dataset.add(workspace.dataset("demo").file(workspace.dataset("demo").clips[0]))
+    values = form.merge(starting_values(form, workspace), {"dataset.path": str(dataset.path), "dataset.num_frames": 16})
+    now = preview(form, FAMILY, form.merge(values, {"dataset.frame_stride": 1}))
+    assert now.starts
+    assert now.line == "1 of 4 clips used, 60 steps"
+    left_out = [text for _, text in now.remarks if text.startswith("Left out")]
+    assert len(left_out) == 3
+    for clip in dataset.clips[:3]:
+        assert any(clip.name in text for text in left_out)
+
+
+def test_the_command_is_what_the_queue_runs(workspace: Workspace, form: Form[Any], tmp_path: Path) -> None:
+    config = preview(form, FAMILY, starting_values(form, workspace)).config
+    expected = workspace.next_run_id("Two words; rm -rf /")
+    folder = workspace.new_run(config, "Two words; rm -rf /")
+    assert folder.id == expected
+    queue = JobQueue(workspace.db, workspace.root / "runs")
+    words = shlex.split(command(workspace, folder.id).replace("\\\n", " "))
+    assert words[1:] == launch_line(queue.submit(folder.id, "train"), folder)[1:]
+    assert load_config(folder.config) == config
+    inside = SimpleNamespace(root=PROJECT / "workspace")
+    assert "--run-dir workspace/runs/x-0001" in command(inside, "x-0001"), "short, from the project's folder"
+
+
+def test_a_title_is_made_where_none_was_given(workspace: Workspace, form: Form[Any]) -> None:
+    config = preview(form, FAMILY, starting_values(form, workspace)).config
+    assert run_title("  ", config) == "demo motion module"
+    assert run_title(" Mine ", config) == "Mine"
+
+
+def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any]) -> None:
+    config = preview(
+        form, FAMILY, form.merge(starting_values(form, workspace), {"seed": 7, "max_train_steps": 9})
+    ).config
+    run = workspace.new_run(config, "Earlier")
+    values = {value for _, value in origins(workspace, FAMILY)}
+    assert {"defaults", "demo", f"run:{run.id}"} <= values
+    assert form.check(values_from(f"run:{run.id}", form, FAMILY, workspace))[0] == config
+    assert form.check(values_from("demo", form, FAMILY, workspace))[0] == workspace.demo_config()
+    defaults = dict(zip(form.paths, values_from("defaults", form, FAMILY, workspace), strict=True))
+    assert defaults["max_train_steps"] == 1000
+    assert defaults["dataset.path"] == str(workspace.root / "datasets" / "demo")
+    for family in FAMILIES.values():
+        with gr.Blocks():
+            its = form_of(family, workspace).build()
+        for name in family.presets:
+            assert its.check(values_from(f"preset:{name}", its, family, workspace)) is not None
+
+
+def test_a_config_of_ones_own_fills_the_form(workspace: Workspace, form: Form[Any]) -> None:
+    config = workspace.demo_config().model_copy(update={"seed": 99})
+    name, settings, said = read_config(to_yaml(config))
+    assert (name, said) == (DEMO_FAMILY, [])
+    assert form.check(form.shown(settings))[0] == config
+
+
+def test_what_a_config_has_wrong_is_told_and_the_rest_is_used(workspace: Workspace, form: Form[Any]) -> None:
+    text = to_yaml(workspace.demo_config()).replace("max_train_steps: 60", "max_train_step: 60\nseed2: 1")
+    name, settings, said = read_config(text)
+    told = [line for _, line in said]
+    assert any("max_train_step is not a setting; did you mean max_train_steps?" in line for line in told)
+    assert any("seed2" in line for line in told)
+    shown = dict(zip(form.paths, form.shown(settings), strict=True))
+    assert shown["dataset.height"] == 64
+    assert name == DEMO_FAMILY
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [", "not valid YAML (line 1)"),
+        ("just words", "does not hold settings"),
+        ("method: lora", "must be set; known: "),
+        ("family: nothing", "not a known family"),
+        ("seed: 1\nseed: 2", "stands twice"),
+    ],
+)
+def test_what_is_no_config_is_a_sentence(text: str, part: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(text)
+    assert part in str(caught.value)
+
+
+@pytest.mark.browser
+def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
+    workspace.db.touch()
+    handle = studio.launch(workspace.root, devices=["cpu"], inline=False)
+    handle.worker.close()  # what is queued stays queued
+    context = chromium.new_context()
+    tab = context.new_page()
+    try:
+        tab.goto(handle.url)
+        tab.wait_for_selector(".clip")
+        tab.locator("#configure-run").click()
+        tab.get_by_text("This run would start", exact=True).wait_for()
+
+        height = tab.locator(f"#{DEMO_FAMILY}-dataset-height")
+        height.locator("input").fill("250")
+        height.get_by_text("Height is 250, but must be a multiple of 8: set 248 or 256").wait_for()
+        assert "problem" in height.get_attribute("class")
+        assert tab.locator("#queue-run").is_disabled()
+        height.locator("input").fill("32")
+        tab.get_by_text("This run would start", exact=True).wait_for()
+        assert "problem" not in height.get_attribute("class")
+        assert "height: 32" in tab.locator("#yaml").inner_text()
+
+        assert tab.locator(f"#{DEMO_FAMILY}-adapter-rank").count() == 0
+        tab.get_by_test_id("lora-radio-label").click()
+        tab.locator(f"#{DEMO_FAMILY}-adapter-rank").wait_for()
+        tab.get_by_text("This run would not start yet", exact=True).wait_for()
+        tab.get_by_test_id("motion_module-radio-label").click()
+        tab.get_by_text("This run would start", exact=True).wait_for()
+
+        tab.reload()
+        tab.wait_for_selector("#configure-answer")
+        tab.get_by_text("This run would start", exact=True).wait_for()
+        assert height.locator("input").input_value() == "32", "a reload keeps what was typed"
+
+        tab.locator("#save-run").click()
+        tab.get_by_text("Saved as demo-motion-module-0001").wait_for()
+        tab.get_by_label("Title").fill("By key")
+        tab.get_by_label("Title").press("Control+Enter")
+        tab.locator("[role=tab][aria-selected=true]", has_text="Train").wait_for()
+    finally:
+        context.close()
+        handle.close()
+    assert [info.id for info in workspace.runs("train")] == ["by-key-0002", "demo-motion-module-0001"]
+    assert [job.run_id for job in JobQueue(workspace.db, workspace.root / "runs").jobs()] == ["by-key-0002"]
+    saved = yaml.safe_load(workspace.run("by-key-0002").config.read_text())
+    assert saved["dataset"]["height"] == 32
+    assert json.dumps(saved)
