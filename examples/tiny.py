@@ -21,13 +21,14 @@ MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 #: Words that are one token each; every other text is spelt in letters and bytes.
-WORDS = (
-    "a an and at away back ball bird black blue bounces car cat circle clip cloud cube dark dog down drifts falls "
-    "fast from front glides grass green grey grows in into is jumps left light line man moves moving night of on "
-    "orange out over pink purple red right ring rises road rolls round runs sea shape shrinks sky slides slow "
-    "slowly small snow spins square star still sun swings the through to towards tree triangle turns up video "
-    "walks water waves white wind with woman yellow"
-).split()
+_WORDS = """
+a an and at away back ball bird black blue bounces car cat circle clip cloud cube dark dog down drifts falls
+fast from front glides grass green grey grows in into is jumps left light line man moves moving night of on
+orange out over pink purple red right ring rises road rolls round runs sea shape shrinks sky slides slow slowly
+small snow spins square star still sun swings the through to towards tree triangle turns up video walks water
+waves white wind with woman yellow
+"""
+WORDS = _WORDS.split()
 
 
 @dataclass(frozen=True)

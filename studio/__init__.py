@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,8 @@ class Handle:
 
     url: str
     share_url: str | None
-    demo: gr.Blocks
-    worker: Worker
+    demo: gr.Blocks = field(repr=False)
+    worker: Worker = field(repr=False)
 
     def close(self) -> None:
         """Close the page. Training that runs goes on, and is picked up when the workspace is opened again."""

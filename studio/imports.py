@@ -5,7 +5,6 @@ A page that is closed or reloaded meanwhile loses nothing: the import goes on, a
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from pathlib import Path
 
 from trainers.data.clips import Dataset, DatasetError
 from trainers.data.video import VideoError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +30,7 @@ class Imports:
         self._lock = threading.Lock()
         self._lists: dict[str, list[Import]] = {}
         self._waiting: queue.Queue[tuple[Dataset, Path, Import]] = queue.Queue()
-        self._thread: threading.Thread | None = None
+        self._working = False
 
     def start(self, dataset: Dataset, files: Sequence[Path]) -> None:
         """Import files into a dataset; the files are deleted afterwards. An earlier list that is done gives way."""
@@ -44,9 +41,8 @@ class Imports:
             self._lists[dataset.name] = [*earlier, *entries] if waiting else entries
             for entry, file in zip(entries, files, strict=True):
                 self._waiting.put((dataset, file, entry))
-            if self._thread is None:  # a daemon: a studio that is closed does not wait for what is still to come
-                self._thread = threading.Thread(target=self._work, name="imports", daemon=True)
-                self._thread.start()
+            if not self._working:
+                self._begin()
 
     def of(self, name: str) -> list[Import]:
         """The files of the last import into a dataset, with their outcomes so far."""
@@ -63,16 +59,23 @@ class Imports:
             if all(entry.outcome is not None for entry in self._lists.get(name, [])):
                 self._lists.pop(name, None)
 
+    def _begin(self) -> None:
+        # A daemon: a studio that is closed does not wait for what is still to come.
+        self._working = True
+        threading.Thread(target=self._work, name="imports", daemon=True).start()
+
     def _work(self) -> None:
         while True:
             dataset, file, entry = self._waiting.get()
+            outcome = None
             try:
-                entry.outcome = _bring(dataset, file)
-            except Exception:  # noqa: BLE001 - the next file still has its turn
-                log.exception("%s could not be imported", file.name)
-                entry.outcome = "the studio met an error; see its terminal"
+                outcome = _bring(dataset, file)
             finally:
                 file.unlink(missing_ok=True)
+                if outcome is None:  # an error that nobody foresaw ends this thread, told in the terminal
+                    outcome = "the studio met an error; see its terminal"
+                    self._begin()
+                entry.outcome = outcome
 
 
 def _bring(dataset: Dataset, file: Path) -> str:

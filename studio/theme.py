@@ -194,6 +194,8 @@ class Dailies(gr.themes.Base):
         self.set(**values)
 
 
+# Gradio puts its own class before each selector and cuts at every comma: none may stand inside :not() or :is(), and
+# inside @media no selector may begin with .gradio-container.
 CSS = """
 :root { --dailies-ok: #2f7d4f; --dailies-bad: #b3372f; --dailies-run: #2563a8; --dailies-quiet: #636059;
   --dailies-edge: #8b867b; }
@@ -203,7 +205,8 @@ CSS = """
 fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1 1 0 010 1.414l-5 5a1 1 0 01-1.414 \
 0l-2-2a1 1 0 011.414-1.414L6.5 9.086l4.293-4.293a1 1 0 011.414 0z'/%3e%3c/svg%3e") !important; }
 .gradio-container > .main, .gradio-container .main.fillable { max-width: 1400px; margin: 0 auto;
-  padding: 8px 20px 48px; }
+  padding: 8px clamp(12px, 1.6vw, 20px) 48px; }
+.gradio-container { overflow: clip !important; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .gradio-container footer:empty { display: none; }
 .gradio-container .html-container { padding: 0; }
@@ -240,7 +243,8 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .card .block:not(.keep) { padding: 0; }
 .card > .styler { background: none; border: 0; gap: 12px; }
 .side { flex: 0 0 260px; min-width: 260px; }
-.aside { flex: 0 0 384px; min-width: 0; position: sticky; top: 12px; align-self: flex-start; }
+.aside { flex: 0 0 384px; min-width: 0; position: sticky; top: 12px; align-self: flex-start;
+  max-height: calc(100vh - 24px); overflow: auto; }
 .pair, .pair > .form { display: grid; grid-template-columns: 1fr 1fr; gap: 10px 12px; background: none; border: 0; }
 .pair > .form { grid-column: 1 / -1; }
 .pair .block { min-width: 0 !important; }
@@ -299,12 +303,11 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .mono textarea, .mono input, .cm-editor .cm-scroller { font-family: var(--font-mono); font-size: 12px; }
 .gradio-container .cm-line span { color: inherit !important; }
 
-.gradio-container .label-wrap { text-align: left; gap: 8px; }
+.gradio-container .label-wrap { text-align: left; gap: 8px; align-items: center; }
 .gradio-container .label-wrap > span:first-child { flex: 1 1 0; min-width: 0; }
 .gradio-container .label-wrap > .icon { flex: none; }
 
 @media (max-width: 700px) {
-  .gradio-container > .main, .gradio-container .main.fillable { padding: 4px 12px 48px; }
   #wordmark { position: static; }
   #now { top: 10px; }
   #tabs > .tab-wrapper { padding: 0; height: 48px; }
@@ -315,8 +318,13 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
   .actions.head > .grow { flex-basis: 100%; }
   .actions.head > button { flex: 1 1 0; }
   .row.stack { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
-  .side, .aside { flex: 1 1 auto; width: 100%; min-width: 0; position: static; }
-  .gradio-container button, .gradio-container input:not([type=checkbox]):not([type=radio]),
-  .gradio-container select, .list label, .cards label { min-height: 40px; }
+  .side, .aside { flex: 1 1 auto; width: 100%; min-width: 0; position: static; max-height: none; }
+  button, select, .list label, .cards label,
+  input:not([type=checkbox]):not([type=radio]):not([type=range]):not([type=file]) {
+    min-height: 40px !important; }
+  .icon-button { min-width: 40px; }
+  .wrap-inner { padding-top: 0 !important; padding-bottom: 0 !important; }
+  .wrap:has(> input[type=radio]) label, .field label:has(> input[type=radio]),
+  .field label:has(> input[type=checkbox]) { min-height: 40px; align-items: center; }
 }
 """

@@ -76,7 +76,7 @@ def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access)
             place,
             **QUICK,
         )
-        demo.load(come_back, place, [tabs, tab, chosen_run], **TELLING)
+        demo.load(come_back, [place, tab], [tabs, tab, chosen_run], **TELLING)
         chip = Chip(workspace, queue)
         demo.load(chip.html, None, now, **QUICK)
         clock.tick(chip.html, None, now, **QUICK)
@@ -89,11 +89,16 @@ def remember(tab: str, dataset: str | None, run: str | None) -> dict[str, str | 
     return {"tab": tab, "dataset": dataset, "run": run}
 
 
-def come_back(place: dict[str, Any] | None) -> list[Any]:
-    """The tab that was open, and the run that was chosen, if the browser remembers them."""
+def come_back(place: dict[str, Any] | None, tab: str) -> list[Any]:
+    """The tab that was open, and the run that was chosen, if the browser remembers them.
+
+    Who has opened another tab while the page was still loading stays there.
+    """
     place = place or {}
-    tab = place.get("tab") if place.get("tab") in TABS else DATASET
-    return [gr.Tabs(selected=tab), tab, place.get("run")]
+    remembered = place.get("tab")
+    if tab != DATASET or remembered not in TABS:
+        return [gr.skip(), gr.skip(), place.get("run")]
+    return [gr.Tabs(selected=remembered), remembered, place.get("run")]
 
 
 class Chip:

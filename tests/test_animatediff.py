@@ -45,10 +45,8 @@ REQUEST = SampleRequest("a red circle", "blurry", 64, 64, 4, 3, 4.0)
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.write("animatediff", folder)
-    return folder
+def base(tiny_base) -> Path:
+    return tiny_base
 
 
 def train_model(base: Path, method: str = "motion_module", *, dataset=None, **changes) -> AnimateDiff:
@@ -751,13 +749,93 @@ def test_code_in_a_pickle_is_not_run(base, tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
-    (tmp_path / "mm.ckpt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    (tmp_path / "mm.ckpt").write_bytes(pickle.dumps({"state_dict": Trap()}, protocol=2))
     with pytest.raises(ModelError, match=r"mm\.ckpt"):
         train_model(base, motion_adapter=str(tmp_path / "mm.ckpt"))
     torch.save({"x": Trap()}, tmp_path / "zip.ckpt")
     with pytest.raises(ModelError, match="more than plain tensors"):
         train_model(base, motion_adapter=str(tmp_path / "zip.ckpt"))
     assert not (tmp_path / "ran").exists()
+
+
+def single_file_names(unet, vae, text_encoder) -> dict[str, torch.Tensor]:
+    """The parts of a tiny pipeline (two UNet levels, one layer each) under a single file's names."""
+    state = {}
+    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+              "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
+    places = {
+        "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0", "conv_out": "out.2", "down_blocks.0.resnets.0": "input_blocks.1.0",
+        "down_blocks.0.attentions.0": "input_blocks.1.1", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+        "down_blocks.1.resnets.0": "input_blocks.3.0", "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2",
+        "up_blocks.0.resnets.0": "output_blocks.0.0", "up_blocks.0.resnets.1": "output_blocks.1.0",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv", "up_blocks.1.resnets.0": "output_blocks.2.0",
+        "up_blocks.1.attentions.0": "output_blocks.2.1", "up_blocks.1.resnets.1": "output_blocks.3.0",
+        "up_blocks.1.attentions.1": "output_blocks.3.1",
+    }  # fmt: skip
+    for key, value in unet.items():
+        place = next(place for place in places if key.startswith(place + "."))
+        rest = key.removeprefix(place + ".")
+        if "resnets." in place:
+            part, _, kind = rest.rpartition(".")
+            rest = f"{resnet[part]}.{kind}"
+        state[f"model.diffusion_model.{places[place]}.{rest}"] = value
+    attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    for key, value in vae.items():
+        key = key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+        key = key.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
+        key = key.replace("mid_block.attentions.0", "mid.attn_1").replace("downsamplers.0", "downsample")
+        key = key.replace("upsamplers.0", "upsample").replace("resnets.", "block.").replace("down_blocks.", "down.")
+        if "up_blocks." in key:
+            head, number, tail = (
+                key.replace("up_blocks.", "up.").split(".", 3)[:2],
+                key.split(".")[2],
+                key.split(".", 3)[3],
+            )
+            key = f"{'.'.join(head)}.{3 - int(number)}.{tail}"
+        if ".attn_1." in key:
+            head, _, rest = key.partition(".attn_1.")
+            part, _, kind = rest.rpartition(".")
+            key = f"{head}.attn_1.{attention[part]}.{kind}"
+            value = value[:, :, None, None] if kind == "weight" and part != "group_norm" else value
+        state[f"first_stage_model.{key}"] = value
+    for key, value in text_encoder.items():
+        state[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    return {key: value.float().contiguous() for key, value in state.items()}
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_single_file_is_the_same_base_without_network(base, tmp_path, monkeypatch, ending):
+    for name, part in (("SD15_UNET", "unet"), ("SD15_VAE", "vae"), ("SD15_TEXT", "text_encoder")):
+        monkeypatch.setattr(base_models, name, json.loads((base / part / "config.json").read_text()))
+    weights_name = "diffusion_pytorch_model.safetensors"
+    state = single_file_names(
+        load_file(base / "unet" / weights_name),
+        load_file(base / "vae" / weights_name),
+        load_file(base / "text_encoder" / "model.safetensors"),
+    )
+    file = tmp_path / f"base.{ending}"
+    if ending == "ckpt":
+        torch.save({"state_dict": state}, file)
+    else:
+        save_file(state, file)
+    ours = base_models.BaseModel(str(file))
+    monkeypatch.setattr(ours, "tokenizer", base_models.BaseModel(str(base)).tokenizer)
+    single = train_model(base, base_model=str(file))
+    folder = train_model(base)
+    assert single.unet.state_dict().keys() == folder.unet.state_dict().keys()
+    assert all(torch.equal(value, folder.unet.state_dict()[key]) for key, value in single.unet.state_dict().items())
+    pixels = torch.randint(0, 256, (1, 2, 3, 64, 64), dtype=torch.uint8, generator=seeded(0))
+    encoded = [model.encode_video(pixels, Draws())["latents_mean"] for model in (single, folder)]
+    torch.testing.assert_close(*encoded)
+    single._base = ours
+    embeds = [model.encode_prompt(["a red circle"])["prompt_embeds"] for model in (single, folder)]
+    torch.testing.assert_close(*embeds)
+    with pytest.raises(ModelError, match="holds no tokenizer"):
+        base_models.BaseModel(str(file)).tokenizer()
 
 
 def test_a_hub_model_without_network_is_a_sentence(monkeypatch, tmp_path):

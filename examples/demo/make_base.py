@@ -1,12 +1,13 @@
 """The demo's base, trained anew: python -m examples.demo.make_base OUT.
 
-A tiny Stable Diffusion of 0.6 million weights that has only ever seen single frames of the demo's clips: it draws the
+A tiny Stable Diffusion of a million weights that has only ever seen single frames of the demo's clips: it draws the
 shapes, and knows no movement. That is what the demo run adds. `examples/demo/base` is the committed result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ def write(out: Path, seed: int = 0) -> None:
     frames = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # (scene, f, c, h, w)
     vae = train_vae(out, frames.flatten(0, 1))
     train_denoiser(out, frames, vae)
+    forget_paths(out)
 
 
 def train_vae(out: Path, frames: torch.Tensor) -> AutoencoderKL:
@@ -113,8 +115,16 @@ def train_denoiser(out: Path, frames: torch.Tensor, vae: AutoencoderKL) -> None:
         descend(loss, optimizer, weights)
         schedule.step()
         said(step, loss)
-    denoiser.save_pretrained(out / "unet")
+    denoiser.half().save_pretrained(out / "unet")  # half the size; it is read into the precision of the run
     text_encoder.save_pretrained(out / "text_encoder")
+
+
+def forget_paths(out: Path) -> None:
+    """Take out of the config files where on this machine they were last read from."""
+    for file in out.glob("*/config.json"):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, weights: object) -> None:

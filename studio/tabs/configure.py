@@ -154,7 +154,7 @@ def read_config(text: str) -> tuple[str, dict[str, Any], list[tuple[Any, str]]]:
 
 def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
     """What a run can start from: defaults, the family's presets, the demo, earlier runs."""
-    found: list[Choice] = [("Defaults", "defaults")]
+    found: list[Choice] = [("What stands below", "here"), ("Defaults", "defaults")]
     found += [(f"Preset: {name}", f"preset:{name}") for name in family.presets]
     try:
         if workspace.demo_config().family == family.name:
@@ -209,7 +209,7 @@ def build(page: Page) -> None:
                 with gr.Row(elem_classes="actions"):
                     gr.HTML('<h2 class="title">Basics</h2>', elem_classes="grow")
                     origin = gr.Dropdown(
-                        origins(workspace, FAMILIES[first]), value=None, label="Start from", filterable=False,
+                        origins(workspace, FAMILIES[first]), value="here", label="Start from", filterable=False,
                         min_width=200, elem_id="origin", elem_classes="origin",
                     )  # fmt: skip
                 columns: list[gr.Column] = []
@@ -274,9 +274,11 @@ def build(page: Page) -> None:
             if isinstance(was, dict):
                 known |= {path: value for path, value in was.items() if path in known}
             given[key] = list(known.values())
-        return fill_all(name, given, str(kept.get("title") or ""), value=None)
+        return fill_all(name, given, str(kept.get("title") or ""), value="here")
 
     def from_origin(choice: str, name: str) -> list[Any]:
+        if choice == "here":
+            return [gr.skip() for _ in everything]
         try:
             values = values_from(choice, forms[name], FAMILIES[name], workspace)
         except (WorkspaceError, ConfigError) as error:
@@ -291,7 +293,7 @@ def build(page: Page) -> None:
         except ConfigError as error:
             return [*(gr.skip() for _ in everything), notes([("error", f"{w} {t}".strip()) for w, t in error.problems])]
         told = notes([("ok", "The form is filled."), *said])
-        return [*fill_all(name, {name: forms[name].shown(settings)}, value=None), told]
+        return [*fill_all(name, {name: forms[name].shown(settings)}, value="here"), told]
 
     loaded = page.demo.load(come_back, [draft, page.place], everything, **QUICK)
     switched = chosen.input(

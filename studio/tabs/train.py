@@ -201,9 +201,14 @@ def run_takes(folder: RunFolder, running: bool) -> dict[str, Any]:
 def loss_plot(table: pd.DataFrame) -> Any:
     """The update that shows a loss table; hidden while there is none.
 
-    Only the table: with a new y_lim beside it, Gradio 6.31 draws the old table anew.
+    Gradio 6.31 draws only the series that the first table had, so each stands in every table, if only with no value.
+    And only the table is sent: with a new y_lim beside it, the old one is drawn anew.
     """
-    return gr.update(visible=False) if table.empty else gr.update(value=table, visible=True)
+    if table.empty:
+        return gr.update(visible=False)
+    absent = [name for name in COLOURS if name not in set(table["series"])]
+    unseen = pd.DataFrame({"step": table["step"].iloc[0], "loss": float("nan"), "series": absent})
+    return gr.update(value=pd.concat([table, unseen], ignore_index=True) if absent else table, visible=True)
 
 
 def read_config(folder: RunFolder) -> TrainConfig | None:
