@@ -105,7 +105,7 @@ def launch(
     }
     demo, worker = _build(root, access, devices)
     try:
-        demo.launch(server_port=free_port(host, port), **options)
+        _open_at(demo, host, port, options)
     except BaseException:
         worker.close()
         raise
@@ -121,6 +121,18 @@ def launch(
             else "A share link could not be had: Gradio's link service was not reached. The page itself works."
         )  # fmt: skip
     return handle
+
+
+def _open_at(demo: gr.Blocks, host: str, port: int | None, options: dict[str, Any]) -> None:
+    """Launch on the first free port: another program may take one between the look and the launch."""
+    for attempt in range(5):
+        free = free_port(host, port)
+        try:
+            demo.launch(server_port=free, **options)
+            return
+        except OSError:
+            if attempt == 4 or free_port(host, free) == free:  # not because it was taken
+                raise
 
 
 def free_port(host: str, wanted: int | None) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import yaml
-from trainers.data.video import read_frames, read_metadata
 
 from trainers import export, sample
+from trainers.data.video import read_frames, read_metadata
 from trainers.events import read
 from trainers.train import main as train
 

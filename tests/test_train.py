@@ -187,7 +187,6 @@ def test_same_seed_same_weights_other_seed_others(config, tmp_path):
 def test_a_warm_epoch_decodes_no_frame_and_loads_no_encoder(config, tmp_path, monkeypatch):
     from trainers.data.video import frames_decoded
     from trainers.families.animatediff.model import AnimateDiff
-
     from trainers.train import main
 
     settings = {"max_train_steps": 4, "validation__prompts": []}
@@ -331,7 +330,6 @@ def test_bad_input_gets_a_sentence(config, tmp_path, capfd, changes, code, words
 
 def test_an_empty_dataset_says_so(config, tmp_path, capfd):
     from trainers.data.clips import Dataset
-
     from trainers.train import main
 
     Dataset.create(tmp_path / "empty")
@@ -371,9 +369,9 @@ def test_mixed_precision_keeps_trained_weights_in_32_bits(config, tmp_path):
 
 def test_buckets_train_clips_of_several_shapes(config, tiny_dataset, tmp_path):
     import numpy as np
+
     from trainers.data.clips import Dataset
     from trainers.data.video import write_video
-
     from trainers.train import main
 
     data = Dataset.create(tmp_path / "mixed")
