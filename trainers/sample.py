@@ -32,6 +32,7 @@ from trainers.terminal import (
     mendable,
     new_run_folder,
     sentence,
+    wait_asleep,
 )
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, help="where clips and the event log go; default runs/NAME-0001, ...")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     args = parser.parse_args(arguments)
+    wait_asleep()
     try:
         config = load_sample_config(args.config, args.set)
         family = get_family(config.family)

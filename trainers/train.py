@@ -25,6 +25,7 @@ from trainers.terminal import (
     mendable,
     new_run_folder,
     sentence,
+    wait_asleep,
 )
 
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--dry-run", action="store_true", help="load nothing: print the effective config and what is found"
     )
     args = parser.parse_args(arguments)
+    wait_asleep()
     try:
         config = load_config(args.config, args.set)
         if args.dry_run:

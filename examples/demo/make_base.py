@@ -1,7 +1,7 @@
 """The demo's base, trained anew: python -m examples.demo.make_base OUT.
 
 A tiny Stable Diffusion of a million weights that has only ever seen single frames of the demo's clips: it draws the
-shapes, and knows no movement. That is what the demo run adds. `examples/demo/base` is the committed result.
+shapes, each frame by itself, and knows no movement. `examples/demo/base` is the committed result.
 """
 
 from __future__ import annotations

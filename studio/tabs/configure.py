@@ -165,8 +165,14 @@ def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
     return found + [(f"Run {info.id}", f"run:{info.id}") for info in runs[:50]]
 
 
-def values_from(origin: str, form: Form[TrainConfig], family: ModelFamily, workspace: Workspace) -> list[Any]:
-    """The form filled from one of `origins`."""
+#: What a preset leaves as it was chosen: it says how to train, not on what.
+KEPT = ("dataset.path", "base_model", "motion_adapter", "validation.prompts")
+
+
+def values_from(
+    origin: str, form: Form[TrainConfig], family: ModelFamily, workspace: Workspace, now: Sequence[Any] = ()
+) -> list[Any]:
+    """The form filled from one of `origins`. now: its values as they are, of which a preset leaves `KEPT`."""
     kind, _, name = origin.partition(":")
     if kind == "run":
         return form.shown(read_yaml(workspace.run(name).config))
@@ -178,7 +184,11 @@ def values_from(origin: str, form: Form[TrainConfig], family: ModelFamily, works
     given: dict[str, Any] = {
         path: choices[0][1] for path, choices in picks(workspace).items() if choices and path != "motion_adapter"
     }
-    return form.starting_values({**given, **family.presets.get(name, {})})
+    values = form.starting_values({**given, **family.presets.get(name, {})})
+    if kind == "preset" and now:
+        shown = zip(form.paths, now, values, strict=True)
+        return [before if path in KEPT else value for path, before, value in shown]
+    return values
 
 
 def _below(path: str, parent: Path) -> str:
@@ -248,16 +258,14 @@ def build(page: Page) -> None:
     shared = [head, remarks, line, text, queue, save, draft]
     everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
 
-    def fill_all(
-        name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None, **start: Any
-    ) -> list[Any]:
-        """Updates of `everything`: family `name` in sight, the forms in `given` filled. start: of `origin`."""
+    def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
+        """Updates of `everything`: family `name` in sight, the forms in `given` filled."""
         lists = picks(workspace)
         cells = [cell for key, form in forms.items() for cell in form.refill(given.get(key), lists)]
         return [
             name,
             *(gr.update(visible=key == name) for key in forms),
-            gr.update(choices=origins(workspace, FAMILIES[name]), **start),
+            gr.update(choices=origins(workspace, FAMILIES[name]), value="here"),
             gr.skip() if run is None else run,
             *cells,
         ]
@@ -274,13 +282,15 @@ def build(page: Page) -> None:
             if isinstance(was, dict):
                 known |= {path: value for path, value in was.items() if path in known}
             given[key] = list(known.values())
-        return fill_all(name, given, str(kept.get("title") or ""), value="here")
+        return fill_all(name, given, str(kept.get("title") or ""))
 
-    def from_origin(choice: str, name: str) -> list[Any]:
+    def from_origin(choice: str, name: str, *all_values: Any) -> list[Any]:
         if choice == "here":
             return [gr.skip() for _ in everything]
+        rest = iter(all_values)
+        now = {key: [next(rest) for _ in form.components] for key, form in forms.items()}
         try:
-            values = values_from(choice, forms[name], FAMILIES[name], workspace)
+            values = values_from(choice, forms[name], FAMILIES[name], workspace, now[name])
         except (WorkspaceError, ConfigError) as error:
             raise gr.Error(str(error), title="Start from") from error
         return fill_all(name, {name: values})
@@ -293,13 +303,14 @@ def build(page: Page) -> None:
         except ConfigError as error:
             return [*(gr.skip() for _ in everything), notes([("error", f"{w} {t}".strip()) for w, t in error.problems])]
         told = notes([("ok", "The form is filled."), *said])
-        return [*fill_all(name, {name: forms[name].shown(settings)}, value="here"), told]
+        return [*fill_all(name, {name: forms[name].shown(settings)}), told]
 
     loaded = page.demo.load(come_back, [draft, page.place], everything, **QUICK)
     switched = chosen.input(
         lambda name: fill_all(name, {})[: 2 + len(columns)], chosen, everything[: 2 + len(columns)], **QUICK
     )
-    started = origin.input(from_origin, [origin, chosen], everything, **QUICK)
+    controls = [component for form in forms.values() for component in form.components]
+    started = origin.input(from_origin, [origin, chosen, *controls], everything, **QUICK)
     filled = fill.click(from_text, paste, [*everything, pasted], **QUICK)
     page.tab_items[CONFIGURE].select(lambda name: fill_all(name, {}), chosen, everything, **QUICK)
 

@@ -35,7 +35,7 @@ class View:
     answer: str
     seen: str
     grid: dict[str, Any]
-    usable: int
+    num_clips: int
 
 
 # --- what is shown: plain functions of what lies on disk --------------------------------------------------------------
@@ -88,11 +88,10 @@ def view(workspace: Workspace, name: str | None, family_name: str, seen: Sequenc
         problem = str(error)
     by_clip = {row.clip.file_name: row for row in rows}
     cards = [_card(workspace, dataset, clip, by_clip.get(clip.file_name)) for clip in clips]
-    usable = sum(row.status != "dropped" for row in rows)
     line = problem or summary(rows, len(clips), dataset.seconds)
     empty = "" if clips else "No clips yet. Add video files on the left: mp4, mov, webm, mkv, gif and others."
     head = answer(name, line if clips else "No clips yet", "bad" if problem else "")
-    return View(head, seen_line(rows, problem), grid_value(name, cards, empty), usable)
+    return View(head, seen_line(rows, problem), grid_value(name, cards, empty), len(clips))
 
 
 def _sentence(error: ConfigError, seen: Sequence[Any]) -> str:
@@ -278,7 +277,7 @@ def build(page: Page) -> None:
             import_list(imports.of(name) if name else []),
             gr.update(visible=name is not None),
             gr.update(visible=name is not None),
-            gr.update(visible=name is not None, interactive=now.usable > 0),
+            gr.update(visible=name is not None, interactive=now.num_clips > 0),
             gr.update(visible="demo" not in known),
             gr.update(visible=False),
         ]
