@@ -177,6 +177,9 @@ tracking: {{every_steps: 1}}
     settle(lambda: wall_is_loaded(page))
     for times in watch(page):
         assert len(set(times)) == 1, times
+    with page.expect_download() as download:
+        page.locator("#download-gif").click()
+    assert Path(download.value.path()).read_bytes()[:3] == b"GIF"
     reload(page)
     tab(page, "Compare")
     page.wait_for_function("document.querySelectorAll('#wall video').length === 3")

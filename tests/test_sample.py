@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trainers import export, sample
-from trainers.data.video import read_frames, read_metadata
+from trainers.data.video import probe, read_frames, read_metadata
 from trainers.events import read
 from trainers.train import main as train
 
@@ -80,6 +80,20 @@ def test_every_take_meets_every_prompt_and_takes_differ(compare):
     assert read_metadata(cells[0]["file"])["prompt"] == "a red circle"
 
 
+def test_a_comparison_can_be_passed_on_as_one_file(compare, tmp_path):
+    """A row for each prompt, a column for each take, as a clip and as a GIF."""
+    _, cells, _ = compare()
+    grid = tmp_path / "one" / "samples" / "grid.mp4"
+    found = probe(grid)
+    assert (found.width, found.height, found.num_frames, found.fps) == (3 * 64, 2 * 64, 4, 8)
+    picture = frames_of(grid)
+    for cell in cells:
+        top, left = 64 * cell["row"], 64 * cell["column"]
+        part = picture[:, top : top + 64, left : left + 64]
+        assert np.abs(part - frames_of(cell["file"])).mean() < 8
+    assert probe(grid.with_suffix(".gif")).num_frames == 4
+
+
 def test_a_training_sample_and_a_comparison_are_one_code_path(compare, run):
     """The sample that training drew and the one that a comparison draws later are the same frames."""
     _, cells, _ = compare(prompts=["a red circle"])
@@ -100,6 +114,15 @@ def test_asking_again_loads_no_model_and_a_new_take_costs_only_itself(compare, r
     assert "0 new" in events[-1]["reason"]
     code, cells, _ = compare("stronger", strengths=[1.0, 0.5])
     assert code == 0 and len(cells) == 10 and len(drawn) == 4
+
+
+def test_the_same_frames_give_the_same_file_every_time(compare, tmp_path):
+    """x264 on its own chooses routines by where memory lies, which a model's comings and goings change."""
+    files = set()
+    for number in range(4):
+        _, cells, _ = compare(f"again{number}", prompts=["a red circle"], cache_dir=str(tmp_path / f"cache{number}"))
+        files.add(tuple(cell["file"].read_bytes() for cell in cells))
+    assert len(files) == 1
 
 
 def test_strength_zero_is_the_base(compare):

@@ -75,6 +75,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def grid(self) -> Path:
+        """All clips of a comparison in one; a GIF of it stands beside."""
+        return self.samples / "grid.mp4"
+
+    @property
     def exports(self) -> Path:
         return self.path / "exports"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.config import ConfigError, SampleConfig, describe, to_yaml
-from trainers.data.video import write_video
+from trainers.data.video import probe, read_frames, write_gif, write_grid, write_video
 from trainers.events import EventLog
 from trainers.families import FAMILIES, get_family, load_sample_config
 from trainers.families.base import ModelFamily, SampleRequest, VideoModel
@@ -167,7 +167,17 @@ def compare(config: SampleConfig, run: RunFolder, log: EventLog, stop: StopSwitc
             seconds=time.monotonic() - began,
         )
     log.write("phase", phase="sampling", done=len(wanted), total=len(wanted))
+    write_grids(run, wanted, config.fps)
     return f"{len(wanted)} clips, {new} new and {len(wanted) - new} from the cache"
+
+
+def write_grids(run: RunFolder, cells: Sequence[Cell], fps: float) -> None:
+    """The whole comparison as one clip and one GIF, to pass on: a row for each prompt and seed, a column a take."""
+    rows: dict[int, list[Path]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.row, cell.column)):
+        rows.setdefault(cell.row, []).append(run.samples / f"{cell.key}.mp4")
+    write_grid(run.grid, list(rows.values()))
+    write_gif(run.grid.with_suffix(".gif"), read_frames(run.grid, range(probe(run.grid).num_frames)), fps)
 
 
 # --- the door ---------------------------------------------------------------------------------------------------------

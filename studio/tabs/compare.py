@@ -248,7 +248,7 @@ def queue_comparison(workspace: Workspace, queue: JobQueue, config: SampleConfig
 # --- what changed since the last look ---------------------------------------------------------------------------------
 
 #: Outputs of every look at the wall, after the comparison that is shown and what was seen.
-SHOWN = ("head", "earlier", "stop", "again", "wall")
+SHOWN = ("head", "earlier", "stop", "again", "wall", "mp4", "gif")
 
 
 def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]:
@@ -275,7 +275,20 @@ def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]
             comparison_value(runs.workspace, entry, runs.events(entry.info.folder)) if entry else empty_wall(NO_WALL)
         )
         fresh["wall"] = (drawn, drawn)
+        fresh |= downloads(runs.workspace, entry)
     return [run if run != shown else gr.skip(), *changed(SHOWN, fresh, seen, key)]
+
+
+def downloads(workspace: Workspace, entry: Entry | None) -> dict[str, tuple[Any, Any]]:
+    """The buttons that hand out the whole wall as one file, once the comparison has written it."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for suffix in ("mp4", "gif"):
+        file = entry.info.folder.grid.with_suffix(f".{suffix}") if entry and entry.state == "finished" else None
+        if file is not None and file.exists():
+            found[suffix] = (str(file), gr.update(visible=True, value=workspace.media(file)["path"]))
+        else:
+            found[suffix] = ("", gr.update(visible=False, value=None))
+    return found
 
 
 def stop_button(entry: Entry) -> tuple[Any, Any]:
@@ -354,6 +367,10 @@ def build(page: Page) -> None:
                 go = gr.Button("Compare", variant="primary", interactive=False, size="md", elem_id="compare-go")
                 total = gr.Markdown("", elem_id="compare-total", elem_classes=["quiet", "grow"])
         parts["wall"] = wall(elem_id="wall")
+        with gr.Row(elem_classes="actions"):
+            for suffix in ("mp4", "gif"):
+                label = f"Download all clips as one {suffix.upper()}"
+                parts[suffix] = gr.DownloadButton(label, visible=False, size="md", elem_id=f"download-{suffix}")
 
     controls = [component for form in forms.values() for component in form.components]
     drawn = [component for form in forms.values() for component in form.outputs]

@@ -389,7 +389,10 @@ def _encode(
                     stream = container.add_stream("libx264", rate=rate)
                     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
                     stream.gop_size = gop
-                    stream.options = {"crf": str(crf), "preset": preset, "profile": "high"}
+                    # Otherwise x264 chooses its routines by where memory happens to lie, and the same frames give now
+                    # one file, now another: two equal takes would not compare as equal.
+                    same = "cpu-independent=1"
+                    stream.options = {"crf": str(crf), "preset": preset, "profile": "high", "x264-params": same}
                     context = stream.codec_context
                     context.colorspace = context.color_primaries = context.color_trc = BT709
                     context.color_range = LIMITED
