@@ -169,7 +169,7 @@ def _build(workspace: str | Path, access: Access | None, devices: Sequence[str] 
             place.add_demo()
         except WorkspaceError as error:  # an installation without examples/ works as well
             print(error)
-    worker = Worker(queue, place, list(devices) if devices else device_slots())
+    worker = Worker(queue, place, list(devices or device_slots(os.environ.get("CUDA_VISIBLE_DEVICES"))))
     demo = ui.build(place, queue, worker, access or Access())
     worker.start()
     return demo, worker

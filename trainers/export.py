@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import ConfigError
 from trainers.families import FAMILIES, get_family
 from trainers.families.base import ModelError
 from trainers.runs import Checkpoint
-from trainers.terminal import EXIT_BAD_CONFIG, EXIT_FAILED, mendable, sentence
+from trainers.terminal import answer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,17 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", required=True, help="one of the formats below")
     parser.add_argument("--out", type=Path, required=True, help="the file or folder to write; must not exist")
     args = parser.parse_args(arguments)
-    try:
-        print(export(args.checkpoint, args.format, args.out))
-        return 0
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_CONFIG
-    except Exception as error:
-        if not mendable(error):
-            raise
-        print(sentence(error), file=sys.stderr)
-        return EXIT_FAILED
+    return answer(lambda: tell(export(args.checkpoint, args.format, args.out)))
+
+
+def tell(report: str) -> int:
+    print(report)
+    return 0
 
 
 def export(checkpoint: Path, format: str, out: Path) -> str:

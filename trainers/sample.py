@@ -15,23 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.config import ConfigError, SampleConfig, describe, to_yaml
+from trainers.config import SampleConfig, describe, to_yaml
 from trainers.data.video import probe, read_frames, write_gif, write_grid, write_video
 from trainers.events import EventLog
 from trainers.families import FAMILIES, get_family, load_sample_config
 from trainers.families.base import ModelFamily, SampleRequest, VideoModel
 from trainers.runs import Checkpoint, RunFolder
 from trainers.terminal import (
-    EXIT_BAD_CONFIG,
-    EXIT_FAILED,
     Mendable,
     Screen,
     StopSwitch,
+    answer,
     carry_out,
     hush_libraries,
-    mendable,
     new_run_folder,
-    sentence,
     wait_asleep,
 )
 
@@ -206,31 +203,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     args = parser.parse_args(arguments)
     wait_asleep()
-    try:
-        config = load_sample_config(args.config, args.set)
-        family = get_family(config.family)
-        for problem in problems(config, family):
-            raise Mendable(problem)
-        run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
-        if run.exists:
-            raise Mendable(f"{run.path} already holds a run; name another --run-dir")
-        run.path.mkdir(parents=True, exist_ok=True)
-        if not run.config.exists():
-            run.config.write_text(to_yaml(config), encoding="utf-8")
-        stop = StopSwitch()
-        stop.listen()
-        print(f"comparison in {run.path}", flush=True)
-        started = {"step": 0, "max_train_steps": 0, "family": config.family, "method": "sample", "resumed": False}
-        screen = Screen(lambda line: print(line, flush=True))
-        return carry_out(run, started, lambda log: compare(config, run, log, stop), screen)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_CONFIG
-    except Exception as error:
-        if not mendable(error):
-            raise
-        print(sentence(error), file=sys.stderr)
-        return EXIT_FAILED
+    return answer(lambda: start(load_sample_config(args.config, args.set), args))
+
+
+def start(config: SampleConfig, args: argparse.Namespace) -> int:
+    """Begin a comparison; gives the exit code."""
+    for problem in problems(config, get_family(config.family)):
+        raise Mendable(problem)
+    run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
+    if run.exists:
+        raise Mendable(f"{run.path} already holds a run; name another --run-dir")
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not run.config.exists():
+        run.config.write_text(to_yaml(config), encoding="utf-8")
+    stop = StopSwitch()
+    stop.listen()
+    print(f"comparison in {run.path}", flush=True)
+    started = {"step": 0, "max_train_steps": 0, "family": config.family, "method": "sample", "resumed": False}
+    screen = Screen(lambda line: print(line, flush=True))
+    return carry_out(run, started, lambda log: compare(config, run, log, stop), screen)
 
 
 if __name__ == "__main__":

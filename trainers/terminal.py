@@ -92,7 +92,7 @@ class Screen:
         if not self._terminal:
             self._line(f"{phase} {done} of {total}" if total > 1 else phase)
             return
-        if self._bar is None or self._bar.desc != f"{phase}: ":
+        if self._bar is None or self._bar.desc != phase:
             self.close()
             self._bar = tqdm(total=total, desc=phase, initial=done)
         self._bar.update(done - self._bar.n)
@@ -124,6 +124,22 @@ def hush_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
+
+
+def answer(act: Callable[[], int]) -> int:
+    """What a door was asked to do, as its exit code. What a person can mend ends in a sentence on stderr."""
+    try:
+        return act()
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIG
+    except OSError as error:  # a folder that cannot be made or written, say
+        sys.stderr.write(f"{error}\n")
+    except Exception as error:
+        if not mendable(error):
+            raise
+        sys.stderr.write(f"{sentence(error)}\n")
+    return EXIT_FAILED
 
 
 def new_run_folder(config: Path, parent: Path = Path("runs")) -> RunFolder:

@@ -7,24 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import ConfigError, TrainConfig, describe, missing_package, to_yaml
+from trainers.config import TrainConfig, describe, missing_package, to_yaml
 from trainers.data.clips import Dataset, DatasetError, ledger, ledger_summary, nothing_to_train
 from trainers.events import EventLog, Listener, read
 from trainers.families import FAMILIES, get_family, load_config
 from trainers.families.base import Finding
 from trainers.runs import RunFolder
 from trainers.terminal import (
-    EXIT_BAD_CONFIG,
     EXIT_FAILED,
     Mendable,
     Screen,
     StopSwitch,
+    answer,
     carry_out,
     hush_libraries,
     is_main_process,
-    mendable,
     new_run_folder,
-    sentence,
     wait_asleep,
 )
 
@@ -45,22 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     wait_asleep()
-    try:
-        config = load_config(args.config, args.set)
-        if args.dry_run:
-            return dry_run(config, args.run_dir, resume=args.resume)
-        if args.resume and args.run_dir is None:
-            raise Mendable("--resume needs --run-dir: the folder of the run to go on with")
-        run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
-        return start(config, run, resume=args.resume)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_CONFIG
-    except Exception as error:
-        if not mendable(error):
-            raise
-        print(sentence(error), file=sys.stderr)
-        return EXIT_FAILED
+    return answer(lambda: carry(args))
+
+
+def carry(args: argparse.Namespace) -> int:
+    """What the command line asked for; gives the exit code."""
+    config = load_config(args.config, args.set)
+    if args.dry_run:
+        return dry_run(config, args.run_dir, resume=args.resume)
+    if args.resume and args.run_dir is None:
+        raise Mendable("--resume needs --run-dir: the folder of the run to go on with")
+    run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
+    return start(config, run, resume=args.resume)
 
 
 def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
@@ -111,7 +105,7 @@ def folder_obstacle(run: RunFolder, *, resume: bool) -> str | None:
     """Why a run cannot begin, or go on, in a folder."""
     if run.exists and not resume:
         return f"{run.path} already holds a run; add --resume to go on with it, or name another --run-dir"
-    if resume and not run.exists:
+    if resume and not run.exists and not run.config.exists():  # killed before its first word, it begins anew
         return f"there is no run to resume in {run.path}; leave out --resume to start one"
     return None
 
