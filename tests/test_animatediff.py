@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -529,7 +530,7 @@ def test_a_lora_acts_in_diffusers_as_it_does_here(base, checkpoints):
     ours.load([(checkpoints["lora"], 1.0)])
     frames = ours.sample(REQUEST, Draws(given={"latents": latents})).astype(int)
     theirs = pipeline(base)
-    theirs.load_lora_weights(checkpoints["lora"])
+    theirs.load_lora_weights(checkpoints["lora"], weight_name="pytorch_lora_weights.safetensors")
     assert np.abs(frames - pipeline_frames(theirs, latents)).max() <= 1
     assert np.abs(frames - plain).max() > 5
 
@@ -716,6 +717,24 @@ def test_a_damaged_base_is_named(base, tmp_path):
         train_model(tmp_path, motion_adapter=None)
 
 
+def test_a_lora_file_needs_its_motion_adapter(base, checkpoints, tmp_path):
+    """On new motion modules, which are zero, it would look like the base and nobody would know why."""
+    bare = tmp_path / "bare.safetensors"
+    shutil.copy(checkpoints["lora"] / lora.FILE_NAME, bare)
+    with pytest.raises(ModelError, match=r"bare\.safetensors is a LoRA .*set motion_adapter"):
+        sample_model(base, checkpoints=[str(bare)])
+    model = sample_model(base, checkpoints=[str(checkpoints["lora"])])
+    with pytest.raises(ModelError, match=r"bare\.safetensors is a LoRA .*set motion_adapter"):
+        model.load([(bare, 1.0)])
+    model.load([(checkpoints["lora"], 1.0)])
+    meant = model.sample(REQUEST, Draws.seeded(1))
+    own = checkpoints["lora"] / lora.FILE_NAME  # stands for its checkpoint
+    for take, settings in ((own, {}), (bare, {"motion_adapter": str(base / "motion_adapter")})):
+        model = sample_model(base, checkpoints=[str(take)], **settings)
+        model.load([(take, 1.0)])
+        assert np.array_equal(model.sample(REQUEST, Draws.seeded(1)), meant)
+
+
 def test_wrong_takes_are_named(base, checkpoints, tmp_path):
     model = sample_model(base, motion_adapter=str(base / "motion_adapter"))
     plain = model.sample(REQUEST, Draws.seeded(1))
@@ -846,3 +865,5 @@ def test_a_hub_model_without_network_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="Hub cannot be reached"):
         base_models.BaseModel("nobody/nothing")
+    with pytest.raises(ModelError, match="Hub cannot be reached"):
+        base_models.BaseModel("nobody/Nothing_V5.1_noVAE")

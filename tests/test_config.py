@@ -98,6 +98,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line():
         ("- a\n- b\n", "does not hold settings"),
         ("", "does not hold settings"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("dataset: 2020-13-45", "is not valid YAML"),
     ],
 )
 def test_what_is_no_config_is_refused_by_name(tmp_path, text, says):
@@ -145,12 +146,19 @@ def test_overrides_are_read_as_yaml_and_go_deep(tmp_path):
         ("=3", "should look like key.path=value"),
         ("seed.deep=3", "seed is a value, not a section"),
         ("seed=[1", "is not valid YAML"),
+        ("seed=2020-13-45", "is not valid YAML"),
+        ("seed=0x_", "is not valid YAML"),
     ],
 )
 def test_an_override_that_cannot_be_used_says_so(override, says):
     with pytest.raises(ConfigError) as caught:
         apply_overrides({"seed": 1}, [override])
     assert says in str(caught.value)
+
+
+def test_an_emoji_in_jsons_escapes_is_one_character():
+    data = parse_yaml(r'a: ["\ud83d\ude00", "half \ud83d", "😀 ${alert(1)} \\"]')
+    assert data["a"] == ["😀", "half \ufffd", "😀 ${alert(1)} \\"]
 
 
 def test_a_misspelt_override_is_an_unknown_setting():

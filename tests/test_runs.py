@@ -132,6 +132,37 @@ def test_prune_keeps_the_newest_the_best_and_the_starred(folder):
     assert [checkpoint.step for checkpoint in folder.prune(2)] == [30]
 
 
+def test_prune_moves_a_checkpoint_out_before_it_deletes(folder, monkeypatch):
+    import shutil
+
+    for step in (1, 2):
+        save(folder, step)
+
+    def killed(path, **options) -> None:
+        if not options:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.prune(1)
+    assert [c.step for c in folder.checkpoints()] == [2]
+    monkeypatch.undo()
+    save(folder, 3)
+    assert [c.step for c in folder.prune(1)] == [2]
+
+
+def test_checkpoints_without_events_are_a_run(folder):
+    assert not folder.exists
+    save(folder, 1)
+    assert folder.exists
+
+
+def test_a_damaged_meta_counts_as_none(folder):
+    save(folder, 1)
+    (folder.checkpoints()[0].path / "meta.json").write_text('{"validation_loss": 0.')
+    assert folder.checkpoints()[0].meta() == {} and folder.best() is None
+
+
 def test_prune_without_a_number_keeps_all(folder):
     for step in (10, 20, 30):
         save(folder, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,8 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
     # More steps: the finished run goes on.
     assert main(["--config", str(config()), "--run-dir", str(run.path), "--resume", "--set", "max_train_steps=7"]) == 0
     assert run.checkpoints()[-1].step == 7
+    told = [e["text"] for e in read(run.events)[0] if e["type"] == "message"]
+    assert "changed since this run began: max_train_steps: 7, was 6" in told
 
 
 @pytest.mark.parametrize("method", ["lora", "motion_module"])
@@ -220,7 +223,7 @@ def test_accumulation_counts_optimizer_steps(config, tmp_path):
     settings = {"optimizer__gradient_accumulation_steps": 3, "optimizer__lr_scheduler": "linear", "max_train_steps": 4}
     assert main(["--config", str(config(**settings)), "--run-dir", str(tmp_path / "run")]) == 0
     rates = [e["learning_rate"] for e in read(tmp_path / "run" / "events.jsonl")[0] if e["type"] == "step"]
-    assert rates == pytest.approx([0.75e-3, 0.5e-3, 0.25e-3, 0.0])  # what the next step will take
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(config, tmp_path, capfd):
@@ -348,6 +351,108 @@ def test_resume_needs_a_run(config, tmp_path, capfd):
     assert "--resume needs --run-dir" in capfd.readouterr().err
 
 
+def test_killed_before_its_last_samples_it_finishes_with_them(config, tmp_path):
+    from trainers.train import main
+
+    run = RunFolder(tmp_path / "run")
+    arguments = ["--config", str(config(max_train_steps=2)), "--run-dir", str(run.path)]
+    assert main(arguments) == 0
+    lines = run.events.read_text().splitlines()
+    saved = max(number for number, line in enumerate(lines) if json.loads(line)["type"] == "checkpoint")
+    run.events.write_text("\n".join(lines[: saved + 1]) + "\n")
+    (sample,) = run.sample_dir(2).iterdir()
+    whole = sample.read_bytes()
+    sample.unlink()
+    assert main([*arguments, "--resume"]) == 0
+    events = read(run.events)[0]
+    assert events[-1]["type"] == "run_finished" and events[-1]["status"] == "finished"
+    assert sample.read_bytes() == whole
+    assert [c.step for c in run.checkpoints()] == [2]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "garbage"])
+def test_a_damaged_checkpoint_says_how_to_go_on(config, tmp_path, capfd, damage):
+    from trainers.train import main
+
+    run = RunFolder(tmp_path / "run")
+    file = config(max_train_steps=2, checkpoint__every_steps=1, validation__every_steps=None)
+    arguments = ["--config", str(file), "--run-dir", str(run.path)]
+    assert main(arguments) == 0
+    last = run.checkpoints()[-1]
+    if damage == "missing":
+        last.state.unlink()
+    else:
+        last.state.write_bytes(last.state.read_bytes()[:500] if damage == "cut off" else b"garbage")
+    assert main([*arguments, "--resume", "--set", "max_train_steps=3"]) == 1
+    shown = capfd.readouterr()
+    assert "remove this folder to resume from the checkpoint before it" in shown.out
+    assert "Traceback" not in shown.err
+    shutil.rmtree(last.path)
+    assert main([*arguments, "--resume", "--set", "max_train_steps=3"]) == 0
+    assert "going on from step 1" in capfd.readouterr().out
+
+
+def test_resuming_follows_a_changed_config_or_says_why_not(config, tmp_path, capfd):
+    from trainers.train import main
+
+    settings = {"method": "motion_module", "validation__every_steps": None, "optimizer__lr_scheduler": "constant"}
+    file = config(max_train_steps=1, trainable_modules=["to_q"], **settings)
+    run = RunFolder(tmp_path / "run")
+    arguments = ["--config", str(file), "--run-dir", str(run.path)]
+    assert main(arguments) == 0
+    arguments += ["--resume", "--set", "max_train_steps=2"]
+    assert main([*arguments, "--set", "trainable_modules=[to_q, to_k]"]) == 1
+    shown = capfd.readouterr()
+    assert "was saved while other weights were trained" in shown.out and "Traceback" not in shown.err
+    assert main([*arguments, "--set", "optimizer.learning_rate=5e-4"]) == 0
+    assert [e["learning_rate"] for e in read(run.events)[0] if e["type"] == "step"] == [1e-3, 5e-4]
+
+
+def test_the_largest_seed_is_a_seed(config, tmp_path):
+    from trainers.train import main
+
+    settings = {"seed": 2**63 - 1, "max_train_steps": 1, "validation__prompts": []}
+    assert main(["--config", str(config(**settings)), "--run-dir", str(tmp_path / "run")]) == 0
+
+
+def test_a_validation_loss_that_is_no_number_is_not_saved(config, tmp_path, capfd):
+    from trainers.train import main
+
+    settings = {"method": "full", "optimizer__learning_rate": 1e30, "optimizer__lr_scheduler": "constant"}
+    settings |= {"validation__every_steps": 1, "validation__prompts": [], "checkpoint__every_steps": 1}
+    run = RunFolder(tmp_path / "run")
+    assert main(["--config", str(config(**settings)), "--run-dir", str(run.path)]) == 1
+    shown = capfd.readouterr()
+    assert "validation loss is not a number at step 1; no checkpoint was saved yet" in shown.out
+    assert "Traceback" not in shown.err
+    assert not run.checkpoints()
+
+
+def test_a_terminal_without_emoji_does_not_end_a_run(config, tmp_path):
+    import os
+
+    file = config(max_train_steps=1, validation__prompts=["a 😀"])
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = door("--config", file, "--run-dir", tmp_path / "run", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\\U0001f600" in done.stdout
+
+
+def test_a_full_disk_while_encoding_is_a_sentence(config, tmp_path, monkeypatch, capfd):
+    from safetensors import SafetensorError
+
+    from trainers.data import cache
+    from trainers.train import main
+
+    def full(*args, **kwargs) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(cache, "save_file", full)
+    assert main(["--config", str(config()), "--run-dir", str(tmp_path / "run")]) == 1
+    assert "no space is left on the disk" in read(tmp_path / "run" / "events.jsonl")[0][-1]["reason"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_two_trainers_never_share_a_folder(config, tmp_path):
     from filelock import FileLock
 
@@ -357,6 +462,7 @@ def test_two_trainers_never_share_a_folder(config, tmp_path):
         done = door("--config", config(), "--run-dir", run.path)
     assert done.returncode == 1
     assert "another process is working in" in done.stderr and "Traceback" not in done.stderr
+    assert not run.config.exists(), "the config of a run that goes on is its own"
 
 
 def test_mixed_precision_keeps_trained_weights_in_32_bits(config, tmp_path):

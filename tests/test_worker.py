@@ -173,9 +173,7 @@ def test_the_last_event_says_why_a_job_failed_and_the_next_one_starts(stage):
 def test_a_process_that_says_nothing_is_quoted_from_its_log(stage):
     done = stage.until(stage.worker(), stage.submit("silent-1"))
     assert done.state is JobState.FAILED
-    assert done.reason == (
-        "the process ended without a word (exit code 3); the last line of its log: the model does not fit into memory"
-    )
+    assert done.reason == ("the model does not fit into memory (the last line of its log; exit code 3)")
 
 
 def test_what_cannot_be_started_fails_and_blocks_nothing(stage):

@@ -33,7 +33,7 @@ from trainers.noise import Draws
 from trainers.optim import make_optimizer
 from trainers.precompute import Encoded
 from trainers.runs import RunFolder
-from trainers.terminal import StopSwitch
+from trainers.terminal import StopSwitch, answer
 
 #: size -> (frames, height and width, the overhead that is allowed: share of the bare step, and milliseconds on top)
 SIZES = {"tiny": (8, 64, 0.10, 0.0), "mid": (8, 128, 0.03, 2.0), "full": (16, 256, 0.03, 2.0)}
@@ -206,6 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the run")
     parser.add_argument("--json", type=Path, help="write the results here as well")
     args = parser.parse_args(arguments)
+    return answer(lambda: carry(args))
+
+
+def carry(args: argparse.Namespace) -> int:
+    """Measure and show; 0 when every bound is kept."""
     with tempfile.TemporaryDirectory(prefix="dailies-bench-") as folder:
         results = bench_loop(
             args.family, args.size, args.rounds, args.steps, args.method, Path(folder), dict(settings(args.set))

@@ -327,6 +327,13 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_str(self, node: Any) -> str:
+        """JSON escapes an emoji as two halves ("\\ud83d\\ude00"); they are joined, and a lone half is replaced."""
+        return str(self.construct_scalar(node)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes the texts that `_Loader` would read as numbers."""
@@ -344,7 +351,7 @@ def parse_yaml(text: str, source: str = "the text") -> dict[str, Any]:
     """A YAML mapping as a dict; ConfigError with the line where it is no YAML."""
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date or a number and is none
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise ConfigError([("", f"{source} is not valid YAML{line}: {getattr(error, 'problem', error)}")]) from error
@@ -392,7 +399,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 raise ConfigError([(key.strip(), f"{parent} is a value, not a section")])
         try:
             here[last] = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError([(key.strip(), f"value {value!r} is not valid YAML")]) from error
     return data
 

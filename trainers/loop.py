@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import accelerate
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.nn.functional import mse_loss
 
+from trainers.checkpoints import random_state, random_state_kept, restore, save_checkpoint, unwrapped
 from trainers.config import TrainConfig
 from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger, ledger_summary, nothing_to_train
 from trainers.data.loader import Batches, Sample
@@ -54,7 +52,7 @@ def train(
 
     # --- the model ----------------------------------------------------------------------------------------------------
     log.write("phase", phase="loading", done=0, total=1)
-    accelerate.utils.set_seed(config.seed)
+    accelerate.utils.set_seed(config.seed % 2**32)  # numpy takes no more; nothing of the run's own is drawn from these
     accelerate.state.AcceleratorState._reset_state()  # a notebook may train twice, each time in its own precision
     accelerator = accelerate.Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -92,6 +90,7 @@ def train(
         if accelerator.is_main_process:
             loss = validation_loss(model, encoded, held, config, accelerator)
             log.write("validation", step=step, validation_loss=loss)
+            refuse_bad_validation(loss, step, run)
         accelerator.wait_for_everyone()
         return loss
 
@@ -123,6 +122,8 @@ def train(
     if first_step == 0 and validation.every_steps:
         validate(0)
         draw(0)
+    elif sampled_at(first_step, config) and lacks_samples(run, first_step, validation.prompts):
+        draw(first_step)  # the run ended between this checkpoint and its samples
     log.write("phase", phase="training", done=first_step, total=config.max_train_steps)
     set_mode(model, training=True)
     loss_sum = torch.zeros((), device=device)  # since the last log
@@ -145,6 +146,7 @@ def train(
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss.detach()), number, first_bad)
         if config.optimizer.max_grad_norm is not None:
             accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        rate = schedule.get_last_lr()[0]
         optimizer.step()
         if not optimizer.step_was_skipped:  # the fp16 scaler skips a step whose gradients overflowed
             schedule.step()
@@ -168,7 +170,7 @@ def train(
                 "step",
                 step=step,
                 loss=float(loss_sum) / (step - logged_step),
-                learning_rate=schedule.get_last_lr()[0],
+                learning_rate=rate,
                 seconds_per_step=elapsed / (step - logged_step),
             )
             loss_sum.zero_()
@@ -289,12 +291,24 @@ def refuse_bad_loss(first_bad: int, batches: Batches, world: int, rank: int, acc
     if first_bad < 0:
         return
     clips = ", ".join(sample.describe() for sample in batches[first_bad * world + rank])
-    kept = run.checkpoints()
-    left = f"the last good checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved yet"
     raise Mendable(
-        f"the loss stopped being a number at step {first_bad // accumulation + 1}, on {clips}; {left}. Lower "
+        f"the loss stopped being a number at step {first_bad // accumulation + 1}, on {clips}; {last_good(run)}. Lower "
         "optimizer.learning_rate, set mixed_precision to bf16 or no, or remove the clip"
     )
+
+
+def refuse_bad_validation(loss: float, step: int, run: RunFolder) -> None:
+    """End the run before a checkpoint is saved that gives no numbers."""
+    if not math.isfinite(loss):
+        raise Mendable(
+            f"the validation loss is not a number at step {step}; {last_good(run)}. Lower optimizer.learning_rate or "
+            "set mixed_precision to bf16 or no"
+        )
+
+
+def last_good(run: RunFolder) -> str:
+    kept = run.checkpoints()
+    return f"the last good checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved yet"
 
 
 def set_mode(model: VideoModel, *, training: bool) -> None:
@@ -372,107 +386,11 @@ def draw_samples(
     set_mode(model, training=True)
 
 
-@contextmanager
-def unwrapped(model: VideoModel, accelerator: accelerate.Accelerator) -> Iterator[None]:
-    """The denoisers without their distributed wrapping, for what only the first process does."""
-    wrapped = dict(model.denoiser)
-    for name, module in wrapped.items():
-        model.denoiser[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=True)
-    try:
-        yield
-    finally:
-        model.denoiser.update(wrapped)
+def sampled_at(step: int, config: TrainConfig) -> bool:
+    """Whether a run that goes on draws samples at this step."""
+    every = config.validation.every_steps
+    return every is not None and (step == config.max_train_steps or due(step, every))
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(
-    run: RunFolder,
-    step: int,
-    loss: float | None,
-    config: TrainConfig,
-    model: VideoModel,
-    optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    accelerator: accelerate.Accelerator,
-    rng: list[dict[str, Any]],
-) -> None:
-    """Weights, meta.json and state.pt; a full disk costs this checkpoint and no other."""
-    try:
-        with run.new_checkpoint(step) as folder, unwrapped(model, accelerator):
-            meta = model.save(folder)
-            meta |= {"step": step, "validation_loss": loss, "run": run.id, "seed": config.seed, "time": time.time()}
-            (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
-            state = {
-                "step": step,
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                "rng": rng,
-            }
-            torch.save(state, folder / "state.pt")
-    except (OSError, RuntimeError, SafetensorError) as error:
-        kept = run.checkpoints()
-        left = f"the last whole checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved"
-        free = shutil.disk_usage(run.path).free / 1024**3
-        raise Mendable(
-            f"step {step} could not be saved to {run.path} ({error}; {free:.1f} GiB free): {left}. Make room and resume"
-        ) from error
-
-
-def restore(
-    checkpoint: Checkpoint,
-    model: VideoModel,
-    optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    accelerator: accelerate.Accelerator,
-) -> int:
-    """Everything as it was after the checkpoint's step: weights, optimizer, schedule, scaler, generators."""
-    try:
-        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise Mendable(f"{checkpoint.path} has no state.pt, so it cannot be resumed; start a new run from it") from None
-    with unwrapped(model, accelerator):
-        model.load([(checkpoint.path, 1.0)])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if accelerator.scaler and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    states = state["rng"]
-    set_random_state(states[accelerator.process_index % len(states)])
-    return int(state["step"])
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global generator, in plain types."""
-    version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast(
-        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
-    )
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Whatever is drawn inside leaves the run's generators as they were."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
+def lacks_samples(run: RunFolder, step: int, prompts: Sequence[str]) -> bool:
+    return any(not (run.sample_dir(step) / f"{index:03d}.mp4").exists() for index in range(len(prompts)))

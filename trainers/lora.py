@@ -157,6 +157,7 @@ def write(file: Path, model: torch.nn.Module, prefix: str, name: str = "default"
         f"{prefix}.r": int(found[0][1].r[name]),
         f"{prefix}.lora_alpha": found[0][1].lora_alpha[name],
         f"{prefix}.target_modules": [path for path, _ in found],
+        f"{prefix}.rank_pattern": {},  # older diffusers releases want it, though every layer has the same rank
     }
     state = {f"{prefix}.{key}": value.detach().cpu().contiguous() for key, value in parameters(model, name)}
     save_file(state, file, metadata={"format": "pt", HEADER: json.dumps(header, indent=2, sort_keys=True)})

@@ -32,10 +32,10 @@ class Checkpoint:
         return self.path / "state.pt"
 
     def meta(self) -> dict[str, Any]:
-        """family, method, step, base_model, validation_loss, ... as the trainer wrote them; {} if there is none."""
+        """family, method, step, base_model, validation_loss, ... as the trainer wrote them; {} if there are none."""
         try:
             data = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # absent or damaged
             return {}
         return data if isinstance(data, dict) else {}
 
@@ -94,7 +94,7 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run has been started here."""
-        return self.events.exists()
+        return self.events.exists() or bool(self.checkpoints())
 
     def sample_dir(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}"
@@ -179,8 +179,12 @@ class RunFolder:
         best, stars = self.best(), self.starred()
         old = self.checkpoints()[:-keep_last]
         gone = [c for c in old if c.step not in stars and (best is None or c.step != best.step)]
-        for checkpoint in gone:
-            shutil.rmtree(checkpoint.path)
+        for checkpoint in gone:  # moved out first: a kill while deleting must not leave half a folder among whole ones
+            leaving = self.path / ".writing" / checkpoint.path.name
+            shutil.rmtree(leaving.parent, ignore_errors=True)
+            leaving.parent.mkdir(parents=True)
+            checkpoint.path.replace(leaving)
+            shutil.rmtree(leaving.parent)
         return gone
 
 

@@ -104,9 +104,9 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
     settings = config.model_dump(exclude=_NOT_IN_KEY)
     models = {name: path_fingerprint(value) for name, value in settings.items() if isinstance(value, str)}
     takes = columns(config)
-    first = next((path_fingerprint(str(t.checkpoint)) for t in takes if t.checkpoint), "")
+    first = next((take_identity(t.checkpoint) for t in takes if t.checkpoint), "")
     for column, take in enumerate(takes):
-        weights = path_fingerprint(str(take.checkpoint)) if take.checkpoint else "base"
+        weights = take_identity(take.checkpoint) if take.checkpoint else "base"
         for row, (prompt, seed) in enumerate((p, s) for p in config.prompts for s in config.seeds):
             request = SampleRequest(
                 prompt=prompt,
@@ -121,6 +121,14 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
             key = cache_key(settings=settings, models=models, first=first, take=weights, strength=take.strength,
                             request=asdict(request), seed=seed)  # fmt: skip
             yield Cell(column, row, take, request, seed, key)
+
+
+def take_identity(checkpoint: Path) -> list[str]:
+    """What a take draws with: its own files, and those that it says it was trained on."""
+    from trainers.data.cache import path_fingerprint
+
+    below = [value for value in Checkpoint(checkpoint).meta().values() if isinstance(value, str)]
+    return [path_fingerprint(value) for value in (str(checkpoint), *below)]
 
 
 def compare(config: SampleConfig, run: RunFolder, log: EventLog, stop: StopSwitch) -> str:

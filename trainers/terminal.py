@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
@@ -128,6 +130,8 @@ def hush_libraries() -> None:
 
 def answer(act: Callable[[], int]) -> int:
     """What a door was asked to do, as its exit code. What a person can mend ends in a sentence on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an emoji in a prompt is no reason to end on an old terminal
     try:
         return act()
     except ConfigError as error:
@@ -197,7 +201,8 @@ def mendable(error: BaseException) -> bool:
     from trainers.data.video import VideoError
     from trainers.families.base import ModelError
 
-    return isinstance(error, (Mendable, ConfigError, DatasetError, VideoError, ModelError)) or _out_of_memory(error)
+    known = (Mendable, ConfigError, DatasetError, VideoError, ModelError)
+    return isinstance(error, known) or _out_of_memory(error) or _disk_full(error)
 
 
 def sentence(error: BaseException) -> str:
@@ -207,9 +212,20 @@ def sentence(error: BaseException) -> str:
             "the device has not enough memory: set memory.gradient_checkpointing to full, or lower dataset.batch_size, "
             "dataset.num_frames, or the size"
         )
+    if isinstance(error, OSError) and _disk_full(error):
+        return f"no space is left on the disk, to write {error.filename or 'a file of the run'}; make room and resume"
+    if _disk_full(error):
+        return "no space is left on the disk to write encoded clips or weights; make room and resume"
     if mendable(error):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whatever library says it: safetensors has an error of its own."""
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
+        type(error).__name__ == "SafetensorError" and "No space left on device" in str(error)
+    )
 
 
 def _out_of_memory(error: BaseException) -> bool:

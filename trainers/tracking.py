@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from trainers.runs import RunFolder
@@ -11,9 +12,14 @@ class TensorBoard:
     """Writes the curves of a run to RUN/tensorboard; of a resumed run, what came after its checkpoint is replaced."""
 
     def __init__(self, run: RunFolder, first_step: int) -> None:
+        self._run, self._first_step = run, first_step
+
+    @cached_property
+    def _writer(self) -> Any:
+        """Made at the first event: only then the folder is surely ours."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
+        return SummaryWriter(str(self._run.tensorboard), purge_step=self._first_step + 1 if self._first_step else None)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["type"] in ("step", "validation"):

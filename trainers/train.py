@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import TrainConfig, describe, missing_package, to_yaml
+from trainers.config import ConfigError, TrainConfig, describe, fields, missing_package, to_yaml, value_at
 from trainers.data.clips import Dataset, DatasetError, ledger, ledger_summary, nothing_to_train
 from trainers.events import EventLog, Listener, read
 from trainers.families import FAMILIES, get_family, load_config
@@ -66,7 +66,7 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
     if resume and is_finished(run) and checkpoint and checkpoint.step >= config.max_train_steps:
         print(f"{run.path} is finished at step {checkpoint.step}; raise max_train_steps to train on")
         return 0
-    if checkpoint and checkpoint.step >= config.max_train_steps:
+    if checkpoint and checkpoint.step > config.max_train_steps:
         raise Mendable(
             f"{run.path} is at step {checkpoint.step}, beyond max_train_steps "
             f"{config.max_train_steps}; raise it to go on"
@@ -76,16 +76,17 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
             raise Mendable(finding.text)
 
     step = checkpoint.step if checkpoint else 0
+    changed = changes(run, config) if resume else []
     if is_main_process():
-        run.path.mkdir(parents=True, exist_ok=True)
-        text = to_yaml(config)
-        if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
-            run.config.write_text(text, encoding="utf-8")
         print(f"run in {run.path}" + (f", going on from step {step}" if checkpoint else ""), flush=True)
     stop = StopSwitch()
     stop.listen()
 
     def act(log: EventLog) -> str:
+        if is_main_process():
+            keep_config(config, run)
+        for change in changed:
+            log.write("message", level="info", text=f"changed since this run began: {change}")
         hush_libraries()
         from trainers.loop import train
 
@@ -99,6 +100,28 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
 
         listeners.append(TensorBoard(run, step))
     return carry_out(run, started, act, *listeners)
+
+
+def changes(run: RunFolder, config: TrainConfig) -> list[str]:
+    """What is set otherwise than when the run began, such as "adapter.alpha: 8.0, was 16.0"."""
+    try:
+        before = load_config(run.config)
+    except ConfigError:  # of another version, or not there
+        return []
+    if type(before) is not type(config):
+        return [f"family: {config.family}, was {before.family}"]
+    values = [(path, value_at(config, path), value_at(before, path)) for path, _ in fields(type(config))]
+    return [f"{path}: {now}, was {then}" for path, now, then in values if now != then]
+
+
+def keep_config(config: TrainConfig, run: RunFolder) -> None:
+    """The config of the run, as it goes on now; a full disk leaves the one that was there."""
+    text = to_yaml(config)
+    if run.config.exists() and run.config.read_text(encoding="utf-8") == text:
+        return
+    writing = run.path / ".config.yaml"
+    writing.write_text(text, encoding="utf-8")
+    writing.replace(run.config)
 
 
 def folder_obstacle(run: RunFolder, *, resume: bool) -> str | None:

@@ -76,7 +76,7 @@ def path_fingerprint(path: str) -> str:
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     digest = hashlib.sha256()
     for file in files:
-        if file.name in ("state.pt", "meta.json") or file.name.startswith("."):
+        if file.name == "state.pt" or file.name.startswith("."):
             continue
         size = file.stat().st_size
         digest.update(f"{file.relative_to(root).as_posix()}:{size};".encode())

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from trainers.families.animatediff.checkpoint import fetch, load_strictly, read_json, read_tensors
+from trainers.families.animatediff.config import is_hub_id
 from trainers.families.base import ModelError
 
 FILES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
@@ -77,7 +78,7 @@ class BaseModel:
                     f"base_model {source} is not a Stable Diffusion 1.5 pipeline folder: it has no {lacking[0]}/"
                 )
             return path
-        if "/" in source and source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix:
+        if is_hub_id(source):
             return fetch(source, _PATTERNS, "base_model")
         raise ModelError(f"base_model {source} does not exist; give a folder, a model file or a Hub id")
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from trainers import lora
+from trainers.families.animatediff.config import is_hub_id
 from trainers.families.base import ModelError
 
 State = dict[str, torch.Tensor]
@@ -242,6 +243,8 @@ def read_take(path: Path) -> Take:
         return _read_take_folder(path)
     if not path.exists():
         raise ModelError(f"{path} does not exist; give a checkpoint folder or an adapter file")
+    if path.name in (lora.FILE_NAME, WEIGHTS) and (path.parent / "meta.json").is_file():
+        return _read_take_folder(path.parent)  # a checkpoint's own file stands for the checkpoint
     state, header = read_tensors(path)
     if lora.is_lora([str(key) for key in state]):
         if any("temporal_transformer" in str(key) for key in state):
@@ -425,7 +428,7 @@ def find_adapter(source: str) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and path.suffix not in (".safetensors", *PICKLES):
+    if is_hub_id(source):
         return fetch(source, ["config.json", WEIGHTS], "motion_adapter")
     raise ModelError(f"motion_adapter {source} does not exist; give a folder, a file or a Hub id")
 

@@ -108,7 +108,7 @@ def motion_positions(adapter: str | None) -> int | None:
     if adapter is None:
         return None
     try:
-        settings = json.loads((Path(adapter) / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads((Path(adapter).expanduser() / "config.json").read_text(encoding="utf-8"))
         return int(settings["motion_max_seq_length"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -119,7 +119,7 @@ def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
     found: list[Finding] = []
     for where in ("base_model", "motion_adapter"):
         value = getattr(config, where)
-        if value is not None and not Path(value).expanduser().exists() and not _hub_id(value):
+        if value is not None and not Path(value).expanduser().exists() and not is_hub_id(value):
             found.append(Finding("error", f"{where} {value} does not exist; give a folder, a file or a Hub id", where))
     frames = config.dataset.num_frames if isinstance(config, TrainConfig) else config.num_frames
     positions = motion_positions(getattr(config, "motion_adapter", None))
@@ -136,7 +136,8 @@ def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
     return found
 
 
-def _hub_id(value: str) -> bool:
+def is_hub_id(value: str) -> bool:
+    """Whether a text that is no path here can be OWNER/NAME on the Hugging Face Hub."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", value)) and not value.endswith(
         (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
     )

@@ -109,7 +109,11 @@ class AnimateDiff(VideoModel):
             return Motion(None)
         recorded = take.meta.get("motion_adapter")
         if take.facts is None:
-            return Motion(None if recorded is None else str(recorded))
+            if recorded is None:  # on new motion modules it would have no effect at all
+                raise ModelError(
+                    f"{take.path} is a LoRA that does not say which motion adapter it was made for; set motion_adapter"
+                )
+            return Motion(str(recorded))
         if recorded is not None:
             with contextlib.suppress(ModelError):
                 find_adapter(str(recorded))
@@ -417,7 +421,7 @@ class AnimateDiff(VideoModel):
             self._load_to_train(read)
             return
         motion = self._motion_for(first)
-        if motion != self._motion and not (first is not None and first.facts is None and motion.source is None):
+        if motion != self._motion:
             self._build(motion)
         lora.remove(self.unet)
         self._apply_weights([(take, strength) for take, strength in read if take.kind != "lora"])

@@ -1,0 +1,146 @@
+"""What a checkpoint holds besides the weights, and how a run goes on from it as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import accelerate
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from trainers.config import TrainConfig
+from trainers.families.base import VideoModel
+from trainers.runs import Checkpoint, RunFolder
+from trainers.terminal import Mendable
+
+#: What an optimizer's parameter groups take from the config, beside the learning rate of the moment.
+SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
+
+
+def save_checkpoint(
+    run: RunFolder,
+    step: int,
+    loss: float | None,
+    config: TrainConfig,
+    model: VideoModel,
+    optimizer: Any,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    accelerator: accelerate.Accelerator,
+    rng: list[dict[str, Any]],
+) -> None:
+    """Weights, meta.json and state.pt; a full disk costs this checkpoint and no other."""
+    try:
+        with run.new_checkpoint(step) as folder, unwrapped(model, accelerator):
+            meta = model.save(folder)
+            meta |= {"step": step, "validation_loss": loss, "run": run.id, "seed": config.seed, "time": time.time()}
+            (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
+            state = {
+                "step": step,
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+                "rng": rng,
+            }
+            torch.save(state, folder / "state.pt")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        kept = run.checkpoints()
+        left = f"the last whole checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved"
+        free = shutil.disk_usage(run.path).free / 1024**3
+        raise Mendable(
+            f"step {step} could not be saved to {run.path} ({error}; {free:.1f} GiB free): {left}. Make room and resume"
+        ) from error
+
+
+def restore(
+    checkpoint: Checkpoint,
+    model: VideoModel,
+    optimizer: Any,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    accelerator: accelerate.Accelerator,
+) -> int:
+    """Everything as it was after the checkpoint's step: weights, optimizer, schedule, scaler, generators.
+
+    Learning rate, betas, epsilon and weight decay are the config's, which may have been changed in between.
+    """
+    way_out = "remove this folder to resume from the checkpoint before it"
+    try:
+        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise Mendable(f"{checkpoint.path} has no state.pt, so it cannot be resumed; {way_out}") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise Mendable(f"state.pt in {checkpoint.path} is damaged and cannot be resumed; {way_out}") from error
+    with unwrapped(model, accelerator):
+        model.load([(checkpoint.path, 1.0)])
+    groups = [{key: group[key] for key in SETTINGS if key in group} for group in optimizer.param_groups]
+    base_rates = list(schedule.base_lrs)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise Mendable(
+            f"{checkpoint.path} was saved while other weights were trained, so it cannot be resumed with this config; "
+            "set method and the modules to train as they were, or start a new run"
+        ) from error
+    schedule.load_state_dict(state["schedule"])
+    schedule.base_lrs = base_rates
+    schedule._last_lr = [b * rate(schedule.last_epoch) for b, rate in zip(base_rates, schedule.lr_lambdas, strict=True)]
+    for group, settings, rate in zip(optimizer.param_groups, groups, schedule._last_lr, strict=True):
+        group.update(settings, lr=rate)
+    if accelerator.scaler and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    states = state["rng"]
+    set_random_state(states[accelerator.process_index % len(states)])
+    return int(state["step"])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator, in plain types."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast(
+        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
+    )
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn inside leaves the run's generators as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+@contextmanager
+def unwrapped(model: VideoModel, accelerator: accelerate.Accelerator) -> Iterator[None]:
+    """The denoisers without their distributed wrapping, for what only the first process does."""
+    wrapped = dict(model.denoiser)
+    for name, module in wrapped.items():
+        model.denoiser[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=True)
+    try:
+        yield
+    finally:
+        model.denoiser.update(wrapped)
