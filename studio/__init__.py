@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from collections.abc import Sequence
@@ -93,7 +94,6 @@ def launch(
         "inbrowser": browser,
         "height": height,
         "max_file_size": max_file_size,
-        "run_history": False,
         "footer_links": [],
         "ssr_mode": False,
         "mcp_server": False,
@@ -104,6 +104,8 @@ def launch(
         "prevent_thread_lock": True,
     }
     demo, worker = _build(root, access, devices)
+    if "run_history" in inspect.signature(demo.launch).parameters:  # later than the oldest Gradio that is supported
+        options["run_history"] = False
     try:
         _open_at(demo, host, port, options)
     except BaseException:

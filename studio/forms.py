@@ -263,6 +263,12 @@ class Form(Generic[S]):
         label = next((control.label for control in self.controls if control.path == path), path)
         return f"{label} {text}".strip()
 
+    def in_words(self, text: str) -> str:
+        """A trainer's sentence with dotted settings called as at their controls: ``lower Frames to 5``."""
+        for control in sorted(self.controls, key=lambda control: len(control.path), reverse=True):
+            text = text.replace(control.path, control.label) if "." in control.path else text
+        return text
+
     # --- drawing --------------------------------------------------------------------------------------------------
 
     def build(self, values: Sequence[Any] | None = None, *, prefix: str = "field") -> Form[S]:
@@ -289,7 +295,7 @@ class Form(Generic[S]):
                     with gr.Column(visible=not self._empty(name, marks), elem_classes="section") as section:
                         if name:
                             gr.Markdown(f"#### {_words(name)}\n{_purpose(self.config_class, name)}")
-                        else:
+                        elif titles:
                             gr.Markdown("#### The run")
                         draw([c for c in rest if _section(c.path) == name])
                     self.sections[name] = section

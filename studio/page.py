@@ -30,9 +30,9 @@ class Page:
     to `chosen_run.change`. `demo.load` events fill a tab after a reload, when both are None: the newest on disk is
     taken then. `tab_items` are the gr.Tab by id, for `tab_items[TRAIN].select`.
 
-    `draft` is the Configure tab's form as it was left, and `place` what the browser remembers over a reload: {"tab":
-    id, "dataset": name, "run": id}, any of them None. Both are made outside the tabs: what stands in a tab is not
-    there before the tab is first opened.
+    `draft` is the forms of Configure and Compare as they were left, and `place` what the browser remembers over a
+    reload: {"tab": id, "dataset": name, "run": id}, any of them None. Both are made outside the tabs: what stands in
+    a tab is not there before the tab is first opened.
 
     `begin_run` is what a new run should begin with: {"dataset": name, "family": name, "settings": {dotted field:
     value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it. In the same way

@@ -160,7 +160,8 @@ def status(events: Sequence[Event], job: Job | None) -> Status:
         per_step = _recent([event["seconds_per_step"] for event in since if event["type"] == "step"])
         if total is None and phase == "sampling" and clips:
             per_clip = _recent([event["seconds"] for event in since if event["type"] == "sample"])
-            left = per_clip * max(0, clips - (done or 0)) if per_clip is not None else None
+            waiting = clips - (done or 0)
+            left = per_clip * waiting if per_clip is not None and waiting > 0 else None
         elif per_step is not None and step is not None and total:
             left = per_step * max(0, total - step)
 
@@ -234,6 +235,8 @@ def _ended_line(found: Status, valid: Sequence[Event], job: Job | None) -> str:
     if found.state is JobState.FAILED:
         return f"failed: {reason or 'no reason was given'}"
     if found.state is JobState.CANCELLED:
+        if reason.startswith("cancelled "):
+            return reason  # before it started
         return f"cancelled{_at(found)}" + (f": {reason}" if reason and reason != "cancelled" else "")
     if job is not None and job.kind == "sample":
         return "interrupted; start it again to sample what is missing"

@@ -239,7 +239,7 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 /* Cards. A column or group with class card is a panel; what stands in it needs no frame of its own. */
 .card { background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
   border-radius: 12px; padding: 14px; gap: 12px; }
-.card .block, .card .form { border-width: 0; background: none; box-shadow: none; }
+.card .block, .card .form { border-width: 0; border-radius: 0; background: none; box-shadow: none; }
 .card .block:not(.keep) { padding: 0; }
 .card > .styler { background: none; border: 0; gap: 12px; }
 .side { flex: 0 0 260px; min-width: 260px; }
@@ -248,7 +248,7 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .pair, .pair > .form { display: grid; grid-template-columns: 1fr 1fr; gap: 10px 12px; background: none; border: 0; }
 .pair > .form { grid-column: 1 / -1; }
 .pair .block { min-width: 0 !important; }
-#new-dataset-name input { border: 1px solid var(--border-color-primary); }
+#new-dataset-name input { border: 1px solid var(--border-color-primary); border-radius: 8px; }
 #upload { border: 1px dashed var(--dailies-edge); border-radius: 10px; }
 #upload .wrap { font-size: 13px; line-height: 1.35; min-height: 0; padding: 8px; }
 #upload .icon-wrap { width: 18px; height: 18px; margin-bottom: 2px; }
@@ -268,7 +268,9 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .actions { gap: 8px; align-items: center; }
 .actions > button, .actions > .block { flex: 0 0 auto; width: auto; min-width: 0; }
 .actions > .grow { flex: 1 1 0; min-width: 120px; }
-.gradio-container button:disabled { opacity: .55; cursor: not-allowed; }
+.gradio-container button:disabled { opacity: 1; cursor: not-allowed;
+  border-color: var(--border-color-primary) !important; background: var(--background-fill-secondary) !important;
+  color: var(--dailies-quiet) !important; }  /* its words say why */
 
 /* A list of choices, one below the other: datasets, families. First line bold, the rest quiet. */
 .list .wrap, .cards .wrap { gap: 6px; }
@@ -281,7 +283,7 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .list label span { display: block; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 .list label span::first-line, .cards label span::first-line { color: var(--body-text-color); font-weight: 600; }
 .list input[type=radio], .cards input[type=radio] { position: absolute; opacity: 0; }
-.list label:focus-within, .cards label:focus-within { outline: 2px solid var(--color-accent); outline-offset: 1px; }
+.list label:focus-within, .cards label:focus-within { outline: 2px solid var(--color-accent); outline-offset: -2px; }
 .cards .wrap { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 10px; }
 .cards label.selected { border-color: var(--color-accent); background: var(--color-accent-soft); }
 
@@ -293,6 +295,9 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .fields .wide { grid-column: 1 / -1; }
 .field > .container { display: flex; flex-direction: column; }
 .field > .container > .info-text { order: 9; margin: 5px 0 0; }
+.wrap-inner input { text-overflow: ellipsis; padding-right: 24px; }
+.gradio-container .wrap-inner input:focus-visible { outline: none; }
+.gradio-container .wrap:has(> .wrap-inner input:focus-visible) { outline: 2px solid var(--color-accent); }
 .field .info-text { line-height: 1.4; overflow-wrap: anywhere; }
 .field.problem .info-text { color: var(--dailies-bad); }
 .field.problem input, .field.problem textarea,
@@ -309,12 +314,12 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 
 @media (max-width: 700px) {
   #wordmark { position: static; }
-  #now { top: 10px; }
+  #now { top: 4px; }
   #tabs > .tab-wrapper { padding: 0; height: 48px; }
   #tabs > .tab-wrapper .tab-container { height: 42px; }
   #tabs > .tab-wrapper .tab-container { gap: 0; }
   #tabs > .tab-wrapper .tab-container button { height: 40px; padding: 0 11px; }
-  .actions > .form, .actions > .origin { flex-basis: 190px !important; }
+  .actions > .form, .actions > .origin { flex-basis: 216px !important; }
   .actions.head > .grow { flex-basis: 100%; }
   .actions.head > button { flex: 1 1 0; }
   .row.stack { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }

@@ -282,7 +282,9 @@ class Worker:
             return JobState.INTERRUPTED, f"the process vanished without a word{said}"
         if exit_code < 0:
             return JobState.INTERRUPTED, f"the process was killed by {_signal_name(-exit_code)}{said}"
-        return JobState.FAILED, f"the process ended without a word (exit code {exit_code}){said}"
+        if last_words:
+            return JobState.FAILED, f"{last_words} (the last line of its log; exit code {exit_code})"
+        return JobState.FAILED, f"the process ended without a word (exit code {exit_code}); its log is empty"
 
     # --- the next job ------------------------------------------------------------------------------------------------
 

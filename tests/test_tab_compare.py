@@ -186,6 +186,22 @@ def test_without_a_choice_the_newest_run_with_takes_is_offered(workspace, queue)
     assert compare.run_to_begin_with([], None) is None
 
 
+def test_a_kept_form_comes_back_only_for_its_run_and_family():
+    kept = {"run": "orbit-0001", "family": "animatediff", "takes": None, "values": {"prompts": "a ball"}}
+    draft = {"family": "animatediff", compare.DRAFT: kept}
+    assert compare.left_off(draft, "orbit-0001", "animatediff") == kept
+    for run, family in (("orbit-0002", "animatediff"), (None, "animatediff"), ("orbit-0001", "other")):
+        assert compare.left_off(draft, run, family) == {}
+    assert compare.kept_form(None) == compare.kept_form({compare.DRAFT: "spoilt"}) == {}
+
+
+def test_without_a_comparison_the_head_says_what_there_is(workspace, queue):
+    head = compare.refresh(Runs(workspace, queue), None, {})[2]
+    count = len(workspace.takes())
+    assert head["title"] == "No comparison yet"
+    assert head["line"] == (f"{count} checkpoints to choose from." if count else compare.NO_TAKES)
+
+
 def test_the_button_counts_what_it_will_do(workspace):
     form = compare.make_forms(workspace)["animatediff"]
 
@@ -266,7 +282,7 @@ def test_earlier_comparisons_can_be_opened_again(workspace, queue):
     assert shown["wall"]["name"] == first.id
 
 
-READS = {"open_page", "come", "begin", "look", "follow", "show", "choose_family", "count"}
+READS = {"open_page", "come", "begin", "look", "follow", "show", "choose_family", "count", "keep"}
 
 
 def test_every_handler_that_changes_something_is_the_owners(workspace, queue):

@@ -208,6 +208,11 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
         tab.get_by_text("This run would start", exact=True).wait_for()
         assert height.locator("input").input_value() == "32", "a reload keeps what was typed"
 
+        prompts = tab.locator(f"#{DEMO_FAMILY}-validation-prompts textarea")
+        prompts.click()
+        tab.keyboard.insert_text("pasted, not typed ")  # no key is pressed
+        tab.wait_for_selector("#yaml >> text=pasted, not typed")
+
         tab.locator("#save-run").click()
         tab.get_by_text("Saved as demo-motion-module-0001").wait_for()
         tab.get_by_label("Title").fill("By key")

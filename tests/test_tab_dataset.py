@@ -65,6 +65,7 @@ def test_clips_that_are_too_short_are_left_out_with_the_reason(workspace: Worksp
         assert card["status"] == "dropped"
         assert card["verdict"].startswith("Left out: ")
         assert "12 frames" in card["verdict"]
+        assert "lower Frames to" in card["verdict"], "a setting is called as at its control"
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,8 @@ function build() {
   frames = value.frames > 0 ? value.frames : 1;
   bar.max = frames - 1;
   const any = rows.length > 0 && columns.length > 0;
-  transport.hidden = scroller.hidden = !any;
+  scroller.hidden = !any;
+  transport.hidden = !any || !(value.cells || []).flat().some((cell) => cell && cell.video);
   empty.hidden = any;
   empty.textContent = value.empty || "";
   if (value.width > 0 && value.height > 0) grid.style.setProperty("--shape", `${value.width} / ${value.height}`);

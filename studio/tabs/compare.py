@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
-from studio.page import COMPARE, TELLING, Page
+from studio.page import COMPARE, QUICK, TELLING, Page
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.runs import Entry, Runs, find
@@ -23,9 +23,12 @@ from trainers.families import FAMILIES, get_family, load_config, load_sample_con
 from trainers.runs import RunFolder
 
 SECONDS_BETWEEN_LOOKS = 1.5
-NO_WALL = "No comparison yet. Choose takes and prompts above; base and takes then stand here side by side, in step."
+NO_WALL = "Choose takes and prompts above; base and takes then stand here side by side, in step."
+NO_TAKES = "Train a run: its checkpoints are the takes. Until then the base can be sampled alone."
 #: More checkpoints of a run than these are not chosen by themselves.
 TAKES_AT_FIRST = 4
+#: Where the browser's draft keeps this form; the other keys are Configure's.
+DRAFT = "compare"
 #: Settings that make more clips, or fewer.
 COUNTED = ("include_base", "strengths", "prompts", "seeds")
 _NUMBER = re.compile(r"-\d{4,}$")  # of a run's id; the comparison's id gets its own
@@ -188,6 +191,18 @@ def settings_of(run: TrainConfig, sample_config: type[SampleConfig]) -> dict[str
     return given
 
 
+def kept_form(draft: Any) -> dict[str, Any]:
+    """The form as this browser left it: {"run": for which, "family", "takes", "values": by field}; or {}."""
+    kept = draft.get(DRAFT) if isinstance(draft, dict) else None
+    return kept if isinstance(kept, dict) else {}
+
+
+def left_off(draft: Any, run: str | None, family: str) -> dict[str, Any]:
+    """The kept form, if it was for that run; else {}."""
+    kept = kept_form(draft)
+    return kept if kept.get("run") == run and kept.get("family") == family else {}
+
+
 def run_to_begin_with(entries: Sequence[Entry], chosen: str | None) -> Entry | None:
     """The chosen training run; when none is chosen, the newest one with a checkpoint, else the newest."""
     training = [entry for entry in entries if entry.info.kind == "train"]
@@ -261,7 +276,8 @@ def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]
         "earlier": ([names, run], gr.update(choices=names, value=run, visible=len(names) > 1)),
     }
     if entry is None:
-        nothing = head_value("Nothing to compare yet", "Train a run; its checkpoints are the takes.")
+        takes = len(runs.workspace.takes())
+        nothing = head_value("No comparison yet", f"{_of(takes, 'checkpoint')} to choose from." if takes else NO_TAKES)
         fresh["head"] = (nothing, nothing)
         fresh["stop"] = fresh["again"] = (False, gr.update(visible=False))
     else:
@@ -382,7 +398,7 @@ def build(page: Page) -> None:
         start = sum(len(forms[before].components) for before in families[: families.index(name)])
         return list(flat[start : start + len(forms[name].components)])
 
-    def fill(chosen: str | None, before: Any, opening: bool, taken: list[str] | None) -> list[Any]:
+    def fill(chosen: str | None, before: Any, opening: bool, taken: list[str] | None, draft: Any) -> list[Any]:
         """Updates of `filled`: the form for a run. What was written for the same run stays; new takes join it."""
         entries = runs.entries()
         entry = run_to_begin_with(entries, chosen)
@@ -396,34 +412,49 @@ def build(page: Page) -> None:
             untouched = before[1] == (taken or [])
             offered = gr.update(choices=choices, value=own) if untouched else gr.update(choices=choices)
             unfold = gr.update(open=opening) if before != mark else gr.skip()
-            kept = [gr.update(choices=models[p]) if p in models else gr.skip() for f in forms.values() for p in f.paths]
+            kept = [update for form in forms.values() for update in form.refill(None, models)]
             return [mark, unfold, gr.skip(), offered, *kept]
+        left = left_off(draft, entry.id if entry else None, name)
         updates: list[Any] = []
         for known_as, form in forms.items():
             given = settings_of(config, form.config_class) if config and config.family == known_as else {}
             if not given and models["base_model"]:
                 given = {"base_model": models["base_model"][0][1]}
-            for path, value in zip(form.paths, form.starting_values(given), strict=True):
-                updates.append(gr.update(value=value, choices=models[path]) if path in models else value)
-        return [mark, gr.update(open=opening), name, gr.update(choices=choices, value=own), *updates]
+            values = dict(zip(form.paths, form.starting_values(given), strict=True))
+            if known_as == name:
+                values |= {path: value for path, value in left.get("values", {}).items() if path in values}
+            updates += form.refill(list(values.values()), models)
+        offered = gr.update(choices=choices, value=left.get("takes") or own)
+        return [mark, gr.update(open=opening), name, offered, *updates]
 
-    def come(chosen: str | None, run: str | None, before: Seen, form_for: Any, taken: list[str] | None) -> Any:
+    def come(
+        chosen: str | None, run: str | None, before: Seen, form_for: Any, taken: list[str] | None, draft: Any
+    ) -> Any:
         """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
         entry = find(runs.entries(), chosen)
         if entry is not None and entry.info.kind == "sample":
             return [*refresh(runs, entry.id, before), *[gr.skip()] * len(filled)]
-        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None, taken)]
+        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None, taken, draft)]
 
-    def begin(wish: Mapping[str, Any], form_for: Any, taken: list[str] | None) -> Any:
+    def begin(wish: Mapping[str, Any], form_for: Any, taken: list[str] | None, draft: Any) -> Any:
         """Another tab asks to compare the takes of a run: the form stands open for it."""
         entry = find(runs.entries(), wish["run"])
         if entry is None or entry.info.kind == "sample":
             return [gr.skip()] * len(filled)
-        updates = fill(wish["run"], form_for, True, taken)
+        updates = fill(wish["run"], form_for, True, taken, draft)
         return [updates[0], gr.update(open=True), *updates[2:]]
 
-    def open_page(chosen: str | None) -> Any:
-        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()), None)]
+    def open_page(chosen: str | None, draft: Any) -> Any:
+        chosen = chosen or kept_form(draft).get("run")
+        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()), None, draft)]
+
+    def keep(draft: Any, form_for: Any, name: str, paths: list[str] | None, *flat: Any) -> Any:
+        """The form as it stands, kept by the browser over a reload."""
+        written = dict(zip(forms[name].paths, values_of(name, flat), strict=True))
+        run, offered = form_for or (None, [])
+        chosen = None if paths == offered else paths  # None: those of the run, however many there will be
+        now = {"run": run, "family": name, "takes": chosen, "values": written}
+        return {**(draft if isinstance(draft, dict) else {}), DRAFT: now}
 
     def look(run: str | None, before: Seen) -> Any:
         return refresh(runs, run, before)
@@ -476,11 +507,23 @@ def build(page: Page) -> None:
                 start_again(queue, run)
         return refresh(runs, run, before)
 
-    page.demo.load(open_page, page.chosen_run, [*outputs, *filled], **TELLING)
+    page.demo.load(open_page, [page.chosen_run, page.draft], [*outputs, *filled], **TELLING)
     page.tab_items[COMPARE].select(
-        come, [page.chosen_run, shown, seen, filled_for, takes], [*outputs, *filled], **TELLING
+        come, [page.chosen_run, shown, seen, filled_for, takes, page.draft], [*outputs, *filled], **TELLING
     )
-    page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes], filled, **TELLING)
+    page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes, page.draft], filled, **TELLING)
+    gr.on(
+        [
+            takes.input,
+            *(control.input for control in controls),
+            *(box.blur for box in controls if isinstance(box, gr.Textbox)),  # `input` does not tell of what was pasted
+        ],
+        keep,
+        [page.draft, filled_for, family, takes, *controls],
+        page.draft,
+        trigger_mode="always_last",
+        **QUICK,
+    )
     page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
     gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
     parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)

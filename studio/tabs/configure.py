@@ -84,11 +84,14 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
     """What the values of a form would start: the schema's word, the family's, and the ledger's."""
     config, problems = form.check(values)
     if config is None:
+        way = "; choose one, or make one in the Dataset tab"
+        problems = [(w, t + way if w == "dataset.path" and t.endswith("must be set") else t) for w, t in problems]
         return Preview(None, problems, [], "")
     remarks: list[tuple[Any, str]] = []
     for finding in family.findings(config):
         if finding.level == "error":
-            problems.append((finding.where, finding.text))
+            said = finding.text.removeprefix(f"{finding.where} ")
+            problems.append((finding.where, form.sentence(finding.where, said) if said != finding.text else said))
         else:
             remarks.append((finding.level, finding.text))
     line = ""
@@ -101,9 +104,11 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
         if not rows:
             problems.append(("dataset.path", f"Dataset {dataset.name} has no clips yet; add some in the Dataset tab."))
         elif not usable:
-            problems.append(("dataset.path", f"None of the {len(rows)} clips can be used: {_name(dropped[0])}"))
+            problems.append(
+                ("dataset.path", f"None of the {len(rows)} clips can be used: {form.in_words(_name(dropped[0]))}")
+            )
         else:
-            remarks += [("warning", f"Left out: {_name(row)}") for row in dropped[:8]]
+            remarks += [("warning", f"Left out: {form.in_words(_name(row))}") for row in dropped[:8]]
             if len(dropped) > 8:
                 remarks.append(("warning", f"{len(dropped) - 8} more are left out; the Dataset tab lists them."))
     except DatasetError as error:
@@ -118,6 +123,12 @@ def headline(form: Form[TrainConfig], now: Preview) -> str:
     more = len(now.problems) - 1
     rest = f" ({more} more below.)" if more else ""
     return answer("This run would not start yet", now.problems[0][1] + rest, "bad")
+
+
+def _to_mend(form: Form[TrainConfig], now: Preview) -> list[tuple[Any, str]]:
+    """Why the buttons above cannot be pressed: the fields that stand in the way."""
+    wrong = dict.fromkeys(control.label for control in form.controls if control.path in dict(now.problems))
+    return [("error", f"To be mended first: {', '.join(wrong)}.")] if wrong else []
 
 
 def run_title(title: str, config: TrainConfig) -> str:
@@ -247,15 +258,15 @@ def build(page: Page) -> None:
             saved = gr.HTML(elem_id="saved")
             remarks = gr.HTML(elem_id="remarks")
             line = gr.Code(
-                language="shell", label="Command", interactive=False, lines=3, show_line_numbers=False,
+                language="shell", label="Command", interactive=False, lines=3, visible=False, show_line_numbers=False,
                 wrap_lines=True, buttons=["copy"], elem_id="command",
             )  # fmt: skip
             text = gr.Code(
-                language="yaml", label="Config", interactive=False, lines=12, max_lines=28,
+                language="yaml", label="Config", interactive=False, lines=12, max_lines=28, visible=False,
                 show_line_numbers=False, buttons=["copy", "download"], elem_id="yaml",
             )  # fmt: skip
     draft = page.draft
-    shared = [head, remarks, line, text, queue, save, draft]
+    shared = [head, saved, remarks, line, text, queue, save, draft]
     everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
 
     def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
@@ -320,8 +331,10 @@ def build(page: Page) -> None:
         outputs = [*shared, marks[name], *form.outputs]
         for event in (loaded, switched, started, filled):
             event.then(wire.refresh, mine, outputs, **QUICK)
-        typed = [component.input for component in form.components]
-        gr.on([*typed, title.input], wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
+        typed = [component.input for component in (*form.components, title)]
+        # Gradio's text boxes do not tell of what was pasted by `input`.
+        pasted_into = [box.change for box in (*form.components, title) if isinstance(box, gr.Textbox)]
+        gr.on([*typed, *pasted_into], wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
         page.begin_run.change(
             wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **QUICK
         ).then(wire.refresh, mine, outputs, **QUICK)
@@ -342,21 +355,22 @@ class _Wire:
         """What the values would start: answer, remarks, command, YAML, buttons, draft, and marks at the fields."""
         form = self.form
         if chosen != self.family.name:
-            return [gr.skip() for _ in range(8 + len(form.outputs))]
+            return [gr.skip() for _ in range(9 + len(form.outputs))]
         now = preview(form, self.family, values)
         marks = form.marks(values, now.problems)
         loose = [text for path, text in now.problems if path not in form.paths]
         if now.config is not None:
             run_id = self.page.workspace.next_run_id(run_title(title, now.config))
-            yaml = gr.update(value=to_yaml(now.config), label="Config")
-            shown = [command(self.page.workspace, run_id), yaml]
+            yaml = gr.update(value=to_yaml(now.config), label="Config", visible=True)
+            shown = [gr.update(value=command(self.page.workspace, run_id), visible=True), yaml]
         else:
             shown = [gr.skip(), gr.update(label="Config, as it was before")]
         keep = dict(draft) if isinstance(draft, dict) else {}
         keep |= {"family": chosen, "title": title, chosen: dict(zip(form.paths, values, strict=True))}
         return [
             headline(form, now),
-            notes([*(("error", text) for text in loose), *now.remarks]),
+            "",
+            notes([*_to_mend(form, now), *(("error", text) for text in loose), *now.remarks]),
             *shown,
             gr.update(interactive=now.starts),
             gr.update(interactive=now.starts),
@@ -395,7 +409,9 @@ class _Wire:
         run_id = self._make(request, chosen, title, values)
         if run_id is None:
             return [gr.skip(), gr.skip()]
-        said = notes([("ok", f"Saved as {run_id}. The command below starts it; Start from lists it.")])
+        said = notes(
+            [("ok", f"Saved as {run_id}. Train lists it and can queue it; the command below starts it by itself.")]
+        )
         return [said, command(self.page.workspace, run_id)]
 
     def _make(self, request: gr.Request, chosen: str, title: str, values: Sequence[Any]) -> str | None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +24,13 @@ from trainers.data.clips import Clip, Dataset, DatasetError, LedgerRow, ledger
 from trainers.data.video import VideoError
 from trainers.families import FAMILIES, get_family
 
-#: What "Seen as" asks for, as fields of a training config, in the order of its controls.
-SEEN = ("dataset.num_frames", "dataset.height", "dataset.width", "dataset.frame_stride")
+#: What "Seen as" asks for, as fields of a training config with the words at their controls, in order.
+SEEN = {
+    "dataset.num_frames": "Frames",
+    "dataset.height": "Height",
+    "dataset.width": "Width",
+    "dataset.frame_stride": "Stride",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,12 @@ def view(workspace: Workspace, name: str | None, family_name: str, seen: Sequenc
     """A dataset as a family would see it. name None: there is none yet."""
     if name is None:
         text = "Make a dataset and add video files to it, or open the demo."
-        return View(answer("No dataset yet", text), "", grid_value("", [], text), 0)
+        return View(
+            answer("No dataset yet", text),
+            "",
+            grid_value("", [], "Clips stand here, each with its caption and with what training makes of it."),
+            0,
+        )
     try:
         dataset = workspace.dataset(name)
         clips = list(dataset.clips)
@@ -165,6 +175,7 @@ def dataset_choices(workspace: Workspace) -> list[tuple[str, str]]:
 
 
 def _card(workspace: Workspace, dataset: Dataset, clip: Clip, row: LedgerRow | None) -> dict[str, Any]:
+    row = replace(row, reason=_at_the_card(row)) if row else None
     try:
         thumbnail = workspace.media(dataset.thumbnail(clip))
         video = workspace.media(dataset.file(clip))
@@ -172,6 +183,14 @@ def _card(workspace: Workspace, dataset: Dataset, clip: Clip, row: LedgerRow | N
         shown = card(clip, row, None, None)
         return {**shown, "status": "dropped", "verdict": f"Cannot be shown: {error}"}
     return card(clip, row, thumbnail, video)
+
+
+def _at_the_card(row: LedgerRow) -> str:
+    """A reason as it stands at the clip itself: without the clip's name, settings called as under "Seen as"."""
+    text = row.reason.removeprefix(f"{row.clip.name} ")
+    for path, label in SEEN.items():
+        text = text.replace(path, label)
+    return text
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
@@ -245,9 +264,7 @@ def build(page: Page) -> None:
                 with gr.Row(elem_classes="pair"):
                     boxes = [
                         gr.Number(value, label=label, min_width=90, elem_id=f"seen-{path.rpartition('.')[2]}")
-                        for path, label, value in zip(
-                            SEEN, ("Frames", "Height", "Width", "Stride"), seen_defaults(first_family), strict=True
-                        )
+                        for (path, label), value in zip(SEEN.items(), seen_defaults(first_family), strict=True)
                     ]
                 seen = gr.HTML(elem_id="seen")
         with gr.Column(scale=1, min_width=0):

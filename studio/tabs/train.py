@@ -26,7 +26,7 @@ from trainers.runs import RunFolder
 
 SECONDS_BETWEEN_LOOKS = 1.5
 LOG_LINES = 200
-EMPTY_QUEUE = "Runs wait, run and end here. Configure one from your clips, or watch the demo: it takes two minutes."
+EMPTY_QUEUE = "Runs wait, run and end here. Configure one from your clips, or watch the demo train."
 #: Series of the loss plot; each stands out from a light ground and a dark one.
 COLOURS = {"loss": "#a39c8f", "smoothed": "#d07a16", "validation": "#4a86c8"}
 #: Buttons in their order on the page. Each is shown where it makes sense; a disabled one says why.
@@ -103,9 +103,10 @@ def actions(entry: Entry | None, waiting: Sequence[str], config: TrainConfig | N
 def _wishes(entry: Entry, config: TrainConfig | None) -> dict[str, Action]:
     """What can be asked of a trainer while it trains; it answers after the step at hand."""
     if entry.status.phase not in ("training", "saving"):
+        why = f"not while {entry.status.phase}" if entry.status.phase else "not training yet"
         return {
-            "save": Action("Save now: not training yet", enabled=False),
-            "sample": Action("Sample now: not training yet", enabled=False),
+            "save": Action(f"Save now: {why}", enabled=False),
+            "sample": Action(f"Sample now: {why}", enabled=False),
         }
     if config is not None and not config.validation.prompts:
         return {"save": Action("Save now"), "sample": Action("Sample now: no validation prompts", enabled=False)}
@@ -119,7 +120,7 @@ def _start_label(entry: Entry, saved_step: int | None) -> str:
         return "Start again" if entry.count else "Queue this comparison"
     if saved_step is not None:
         return f"Resume from step {saved_step}"
-    return "Start again" if entry.count else "Queue this run"
+    return "Queue this run" if entry.job is None and not entry.count else "Start again"
 
 
 def samples_value(
