@@ -120,6 +120,15 @@ def test_a_title_is_made_where_none_was_given(workspace: Workspace, form: Form[A
     assert run_title(" Mine ", config) == "Mine"
 
 
+def test_a_new_dataset_starts_with_a_run_that_would_start(workspace: Workspace, form: Form[Any]) -> None:
+    """The default method needs a motion adapter; where the workspace has one, it is chosen."""
+    made = workspace.new_dataset("Mine")
+    made.add(workspace.dataset("demo").file(workspace.dataset("demo").clips[0]), "a red ball")
+    now = preview(form, FAMILY, starting_values(form, workspace, made.name))
+    assert (now.problems, now.starts) == ([], True)
+    assert now.config.motion_adapter in workspace.motion_adapters()
+
+
 def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any]) -> None:
     config = preview(
         form, FAMILY, form.merge(starting_values(form, workspace), {"seed": 7, "max_train_steps": 9})
@@ -185,6 +194,7 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
         tab.wait_for_selector(".clip")
         tab.locator("#configure-run").click()
         tab.get_by_text("This run would start", exact=True).wait_for()
+        tab.wait_for_timeout(1500)  # the wish of the Dataset tab fills the form once more
 
         height = tab.locator(f"#{DEMO_FAMILY}-dataset-height")
         height.locator("input").fill("250")

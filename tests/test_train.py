@@ -217,6 +217,27 @@ def test_without_cache_the_same_samples_give_the_same_weights(config, tmp_path):
     assert not list((tmp_path / "live").rglob("cache"))
 
 
+def test_held_out_clips_are_never_trained_on(config, tiny_dataset):
+    from pathlib import Path
+
+    from trainers.data.clips import Dataset, ledger
+    from trainers.data.loader import Batches
+    from trainers.families import get_family, load_config
+    from trainers.loop import held_samples, hold_out
+
+    settings = load_config(config(validation__holdout=1))
+    dataset = Dataset.open(Path(tiny_dataset))
+    rows = ledger(dataset, settings, get_family(settings.family))
+    trained, held = hold_out(rows, settings)
+    assert (len(trained), len(held)) == (2, 1)
+    assert hold_out(rows, settings) == (trained, held), "the same choice every time"
+    batches = Batches(dataset, trained, settings.dataset, settings.seed)
+    seen = {sample.clip.file_name for number in range(20) for sample in batches[number]}
+    measured = {sample.clip.file_name for sample in held_samples(dataset, batches, held, settings)}
+    assert measured == {held[0].clip.file_name}
+    assert seen == {row.clip.file_name for row in trained}
+
+
 def test_accumulation_counts_optimizer_steps(config, tmp_path):
     from trainers.train import main
 

@@ -57,6 +57,11 @@ def picks(workspace: Workspace) -> dict[str, list[Choice]]:
     }
 
 
+def first_picks(workspace: Workspace) -> dict[str, Any]:
+    """The first of everything that there is to choose from, so that a new run has no gap to be filled."""
+    return {path: choices[0][1] for path, choices in picks(workspace).items() if choices}
+
+
 def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str | None = None) -> list[Any]:
     """What the form shows before anybody has chosen: the demo's run for the demo, else defaults with the first base."""
     names = workspace.datasets()
@@ -65,7 +70,7 @@ def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str 
         values = demo_values(form, workspace)
         if values is not None:
             return values
-    given = {path: choices[0][1] for path, choices in picks(workspace).items() if choices and path != "motion_adapter"}
+    given = first_picks(workspace)
     if name:
         given["dataset.path"] = str(workspace.root / "datasets" / name)
     return form.starting_values(given)
@@ -192,9 +197,7 @@ def values_from(
         if values is None:
             raise WorkspaceError("the demo is not part of this installation: examples/demo is missing")
         return values
-    given: dict[str, Any] = {
-        path: choices[0][1] for path, choices in picks(workspace).items() if choices and path != "motion_adapter"
-    }
+    given = first_picks(workspace)
     values = form.starting_values({**given, **family.presets.get(name, {})})
     if kind == "preset" and now:
         shown = zip(form.paths, now, values, strict=True)
