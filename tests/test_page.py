@@ -119,11 +119,11 @@ def test_from_two_clips_to_a_comparison(app, page, tmp_path):
     # Dataset: a new one, three files of which one is no video, two captions.
     page.locator("#new-dataset-name input, #new-dataset-name textarea").fill("My shapes")
     page.locator("#new-dataset").click()
-    settle(lambda: (workspace / "datasets" / "my-shapes").is_dir())
+    page.wait_for_selector("#dataset-answer >> text=my-shapes")
     (tmp_path / "notes.mp4").write_text("this is no video")
     files = [clip(tmp_path / "red.mp4", (220, 40, 40)), clip(tmp_path / "blue.mp4", (40, 40, 220))]
     page.locator("#upload input[type=file]").set_input_files([*map(str, files), str(tmp_path / "notes.mp4")])
-    page.wait_for_selector("#imported >> text=notes.mp4")
+    page.wait_for_selector("#imported >> text=notes.mp4", timeout=PATIENCE)
     page.wait_for_function("document.querySelectorAll('#clips textarea').length === 2", timeout=PATIENCE)
     captions = page.locator("#clips textarea")
     captions.nth(0).fill(HOSTILE)
@@ -157,6 +157,8 @@ tracking: {{every_steps: 1}}
     reload(page)  # the form comes back as it was left
     tab(page, "Configure")
     page.wait_for_selector("#yaml >> text=max_train_steps: 6")
+    steps = page.locator("#animatediff-max_train_steps input")
+    settle(lambda: steps.input_value() == "6")
     page.locator("#queue-run").click()
 
     # Train: it finishes; reloading on the way shows the same.

@@ -341,9 +341,11 @@ def build(page: Page) -> None:
         page.begin_run.change(
             wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **QUICK
         ).then(wire.refresh, mine, outputs, **QUICK)
-        kept = [chosen, title, *form.components]
-        queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **TELLING)
-        save.click(wire.save, kept, [saved, line], **QUICK)
+        kept = [chosen, title, text, *form.components]
+        queued = queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **TELLING)
+        written = save.click(wire.save, kept, [saved, line], **QUICK)
+        for event in (queued, written):
+            event.failure(wire.refresh, mine, outputs, **QUICK)
 
 
 class _Wire:
@@ -396,9 +398,9 @@ class _Wire:
         columns = [gr.update(visible=name == self.family.name) for name in FAMILIES]
         return [self.family.name, *columns, *form.refill(merged, picks(workspace))]
 
-    def queue(self, request: gr.Request, chosen: str, title: str, *values: Any) -> list[Any]:
+    def queue(self, request: gr.Request, chosen: str, title: str, shown: str, *values: Any) -> list[Any]:
         """Save the run, queue it, and go and watch it."""
-        run_id = self._make(request, chosen, title, values)
+        run_id = self._make(request, chosen, title, shown, values)
         if run_id is None:
             return [gr.skip() for _ in range(4)]
         try:
@@ -407,9 +409,9 @@ class _Wire:
             raise gr.Error(str(error), title="Queue this run") from error
         return ["", run_id, gr.Tabs(selected=TRAIN), command(self.page.workspace, run_id)]
 
-    def save(self, request: gr.Request, chosen: str, title: str, *values: Any) -> list[Any]:
+    def save(self, request: gr.Request, chosen: str, title: str, shown: str, *values: Any) -> list[Any]:
         """Save the run; the command starts it."""
-        run_id = self._make(request, chosen, title, values)
+        run_id = self._make(request, chosen, title, shown, values)
         if run_id is None:
             return [gr.skip(), gr.skip()]
         said = notes(
@@ -417,13 +419,16 @@ class _Wire:
         )
         return [said, command(self.page.workspace, run_id)]
 
-    def _make(self, request: gr.Request, chosen: str, title: str, values: Sequence[Any]) -> str | None:
+    def _make(self, request: gr.Request, chosen: str, title: str, shown: str, values: Sequence[Any]) -> str | None:
+        """A new run of what the form says, if that is what the page shows as its config."""
         if chosen != self.family.name:
             return None
         self.page.access.require_owner(request)
         now = preview(self.form, self.family, values)
         if now.config is None or now.problems:
             raise gr.Error(now.problems[0][1], title="This run would not start yet")
+        if (shown or "").split() != to_yaml(now.config).split():  # a page that was still loading, say
+            raise gr.Error("The form changed a moment ago; look at the config as it is now, then press again.")
         try:
             return self.page.workspace.new_run(now.config, run_title(title, now.config)).id
         except (WorkspaceError, OSError) as error:
