@@ -83,7 +83,7 @@ def page(app, chromium):
         ),
     )
     opened.goto(app.url)
-    opened.wait_for_selector("[role=tab]")
+    arrive(opened)
     yield opened
     opened.close()
 
@@ -101,9 +101,17 @@ def tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def arrive(page) -> None:
+    """Wait until the page shows what is there, as a person does before acting."""
+    page.wait_for_selector("[role=tab]")
+    for place, words in (("#dataset-answer", "clip"),):
+        page.wait_for_function(f"document.querySelector('{place}')?.textContent.includes('{words}')", timeout=PATIENCE)
+    page.wait_for_timeout(1000)
+
+
 def reload(page) -> None:
     page.reload()
-    page.wait_for_selector("[role=tab]")
+    arrive(page)
 
 
 def settle(condition, seconds: float = 60) -> None:
@@ -225,7 +233,7 @@ def test_a_closed_app_loses_nothing(app, page):
     settle(lambda: len(read(run.events)[0]) > before)  # it trains on alone
     app.start()
     page.goto(app.url)
-    page.wait_for_selector("[role=tab]")
+    arrive(page)
     tab(page, "Train")
     page.wait_for_selector("#run-head .line >> text=/step|sampling|saving/")
 
