@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -52,3 +54,34 @@ class Page:
     place: gr.BrowserState
     draft: gr.BrowserState
     tab_items: dict[str, gr.Tab] = field(default_factory=dict)
+
+
+def awaited() -> gr.Column:
+    """What a tab draws in: out of sight until `come_in` has filled it.
+
+    Nobody can act on values that are about to be replaced. And Gradio 6 copies what a mounted control shows back into
+    its own books at any time: an answer that arrives while a control is being mounted can be lost.
+    """
+    return gr.Column(visible=False, min_width=0)
+
+
+def come_in(
+    demo: gr.Blocks,
+    room: gr.Column,
+    fill: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    **how: Any,
+) -> Any:
+    """When the page is loaded, fill what stands in `room`, then show it; show it too where filling has failed.
+
+    `fill` gives a list, one item for each of `outputs`. Gives the event, for what has to follow.
+    """
+
+    @wraps(fill)
+    def enter(*values: Any) -> list[Any]:
+        return [*fill(*values), gr.update(visible=True)]
+
+    loaded = demo.load(enter, inputs, [*outputs, room], **how)
+    loaded.failure(lambda: gr.update(visible=True), None, room, **QUICK)
+    return loaded

@@ -26,11 +26,17 @@ TABS = {
 #: again after the studio was restarted.
 STORAGE = "dailies"
 
-SHORTCUTS = """() => {
+#: Ctrl+Enter queues the run of the form. And a text box of Gradio 6 tells of typed keys only (`keypress`): of what is
+#: pasted, cut, deleted, dictated or composed it is told here, by a key press that types nothing.
+KEYBOARD = """() => {
   document.addEventListener('keydown', (event) => {
     if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
     const button = document.querySelector('#queue-run');
     if (button && button.offsetParent !== null && !button.disabled) { event.preventDefault(); button.click(); }
+  });
+  document.addEventListener('input', (event) => {
+    if (event.target.matches('textarea, input[type=text]'))
+      event.target.dispatchEvent(new KeyboardEvent('keypress', { key: 'Unidentified', bubbles: true }));
   });
 }"""
 
@@ -80,7 +86,7 @@ def build(workspace: Workspace, queue: JobQueue, worker: Worker, access: Access)
         chip = Chip(workspace, queue)
         demo.load(chip.html, None, now, **QUICK)
         clock.tick(chip.html, None, now, **QUICK)
-        demo.load(None, None, None, js=SHORTCUTS)
+        demo.load(None, None, None, js=KEYBOARD)
     return demo
 
 

@@ -83,7 +83,6 @@ def page(app, chromium):
         ),
     )
     opened.goto(app.url)
-    arrive(opened)
     yield opened
     opened.close()
 
@@ -99,19 +98,6 @@ def clip(path: Path, colour: tuple[int, int, int]) -> Path:
 
 def tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
-
-
-def arrive(page) -> None:
-    """Wait until the page shows what is there, as a person does before acting."""
-    page.wait_for_selector("[role=tab]")
-    for place, words in (("#dataset-answer", "clip"),):
-        page.wait_for_function(f"document.querySelector('{place}')?.textContent.includes('{words}')", timeout=PATIENCE)
-    page.wait_for_timeout(1000)
-
-
-def reload(page) -> None:
-    page.reload()
-    arrive(page)
 
 
 def settle(condition, seconds: float = 60) -> None:
@@ -139,7 +125,7 @@ def test_from_two_clips_to_a_comparison(app, page, tmp_path):
     captions.nth(1).blur()
     dataset = Dataset.open(workspace / "datasets" / "my-shapes")
     settle(lambda: {c.text for c in Dataset.open(dataset.path).clips} == {HOSTILE, "a blue square moves right"})
-    reload(page)
+    page.reload()
     page.wait_for_function("document.querySelectorAll('#clips textarea').length === 2")
     assert HOSTILE in [area.input_value() for area in page.locator("#clips textarea").all()]
 
@@ -164,11 +150,16 @@ tracking: {{every_steps: 1}}
     page.wait_for_selector("#configure-answer >> text=This run would start")
     steps = page.locator("#animatediff-max_train_steps input")
     settle(lambda: steps.input_value() == "6")
+    page.reload()
+    tab(page, "Configure")
+    page.wait_for_selector("#yaml >> text=max_train_steps: 6")
+    settle(lambda: steps.input_value() == "6")
+    page.wait_for_selector("#configure-answer >> text=This run would start")
     page.locator("#queue-run").click()
 
     # Train: it finishes; reloading on the way shows the same.
     page.wait_for_selector("#queue .job")
-    reload(page)
+    page.reload()
     tab(page, "Train")
     page.wait_for_selector("#run-head .line >> text=/finished in/", timeout=PATIENCE)
     (run,) = [RunFolder(path) for path in (workspace / "runs").iterdir()]
@@ -187,7 +178,7 @@ tracking: {{every_steps: 1}}
     with page.expect_download() as download:
         page.locator("#download-gif").click()
     assert Path(download.value.path()).read_bytes()[:3] == b"GIF"
-    reload(page)
+    page.reload()
     tab(page, "Compare")
     page.wait_for_function("document.querySelectorAll('#wall video').length === 3")
     assert page.complaints == []
@@ -230,7 +221,6 @@ def test_a_closed_app_loses_nothing(app, page):
     settle(lambda: len(read(run.events)[0]) > before)  # it trains on alone
     app.start()
     page.goto(app.url)
-    arrive(page)
     tab(page, "Train")
     page.wait_for_selector("#run-head .line >> text=/step|sampling|saving/")
 

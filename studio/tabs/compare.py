@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
-from studio.page import COMPARE, QUICK, TELLING, Page
+from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.runs import Entry, Runs, find
@@ -346,7 +346,7 @@ def build(page: Page) -> None:
     parts: dict[str, Any] = {}
     groups: dict[str, Any] = {}
 
-    with gr.Column():
+    with awaited() as room:
         with gr.Row(elem_classes=["card", "actions"]):
             parts["head"] = head("comparison-head")
             parts["again"] = gr.Button("Sample what is missing", visible=False, size="md")
@@ -507,17 +507,13 @@ def build(page: Page) -> None:
                 start_again(queue, run)
         return refresh(runs, run, before)
 
-    page.demo.load(open_page, [page.chosen_run, page.draft], [*outputs, *filled], **TELLING)
+    come_in(page.demo, room, open_page, [page.chosen_run, page.draft], [*outputs, *filled], **TELLING)
     page.tab_items[COMPARE].select(
         come, [page.chosen_run, shown, seen, filled_for, takes, page.draft], [*outputs, *filled], **TELLING
     )
     page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes, page.draft], filled, **TELLING)
     gr.on(
-        [
-            takes.input,
-            *(control.input for control in controls),
-            *(box.blur for box in controls if isinstance(box, gr.Textbox)),  # `input` does not tell of what was pasted
-        ],
+        [takes.input, *(control.input for control in controls)],
         keep,
         [page.draft, filled_for, family, takes, *controls],
         page.draft,

@@ -12,7 +12,7 @@ import gradio as gr
 
 from studio.forms import Choice, Form, Marks, Problem
 from studio.jobs import JobError
-from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page
+from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
 from studio.parts.answer import answer, notes
 from studio.workspace import PROJECT, Workspace, WorkspaceError
 from trainers.config import ConfigError, TrainConfig, parse_yaml, read_yaml, to_yaml, validate
@@ -222,7 +222,7 @@ def build(page: Page) -> None:
     forms = {name: form_of(family, workspace) for name, family in FAMILIES.items()}
     first = next(iter(FAMILIES))
 
-    with gr.Row(elem_classes="row stack"):
+    with awaited() as room, gr.Row(elem_classes="row stack"):
         with gr.Column(scale=1, min_width=0):
             head = gr.HTML(answer("Configure"), elem_id="configure-answer")
             chosen = gr.Radio(
@@ -319,7 +319,7 @@ def build(page: Page) -> None:
         told = notes([("ok", "The form is filled."), *said])
         return [*fill_all(name, {name: forms[name].shown(settings)}), told]
 
-    loaded = page.demo.load(come_back, [draft, page.place], everything, **QUICK)
+    loaded = come_in(page.demo, room, come_back, [draft, page.place], everything, **QUICK)
     switched = chosen.input(
         lambda name: fill_all(name, {})[: 2 + len(columns)], chosen, everything[: 2 + len(columns)], **QUICK
     )
@@ -335,9 +335,7 @@ def build(page: Page) -> None:
         for event in (loaded, switched, started, filled):
             event.then(wire.refresh, mine, outputs, **QUICK)
         typed = [component.input for component in (*form.components, title)]
-        # Gradio's text boxes do not tell of what was pasted by `input`.
-        pasted_into = [box.change for box in (*form.components, title) if isinstance(box, gr.Textbox)]
-        gr.on([*typed, *pasted_into], wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
+        gr.on(typed, wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
         page.begin_run.change(
             wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **QUICK
         ).then(wire.refresh, mine, outputs, **QUICK)

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from studio.imports import Import, Imports
-from studio.page import CONFIGURE, QUICK, TELLING, Page
+from studio.page import CONFIGURE, QUICK, TELLING, Page, awaited, come_in
 from studio.parts.answer import Tone, answer, notes
 from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
@@ -240,7 +240,7 @@ def build(page: Page) -> None:
         return {}
 
     first_family = next(iter(FAMILIES))
-    with gr.Row(elem_classes="row stack"):
+    with awaited() as room, gr.Row(elem_classes="row stack"):
         with gr.Column(elem_classes="side", min_width=0, scale=0):
             with gr.Column(elem_classes="card"):
                 gr.HTML('<h2 class="title">Datasets</h2>')
@@ -374,4 +374,4 @@ def build(page: Page) -> None:
     for told in (grid.saved, grid.removed):  # events of our own have no place in gr.on
         told(show, [names, *asked], shown, trigger_mode="always_last", **QUICK)
     go.click(configure, [names, *asked], [page.begin_run, page.tabs], **TELLING)
-    page.demo.load(come_back, [page.place, *asked], everything, **TELLING)
+    come_in(page.demo, room, come_back, [page.place, *asked], everything, **TELLING)
