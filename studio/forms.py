@@ -128,7 +128,7 @@ class Form(Generic[S]):
         self.fixed = dict(fixed or {})
         self.picks = dict(picks or {})
         drawn = {path: info for path, info in fields(config_class) if path not in self.fixed}
-        leaves = [path.rpartition(".")[2] for path in drawn]
+        leaves = [path.rpartition(".")[2] for path, info in drawn.items() if hints(info).get("basic")]
         controls = [_control(path, info, leaves.count(path.rpartition(".")[2]) > 1) for path, info in drawn.items()]
         rank = {path: place for place, path in enumerate(lead)}
         basic = sorted((c for c in controls if c.basic), key=lambda c: rank.get(c.path, len(rank)))

@@ -70,7 +70,31 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """What the model will see."""
 
-    path: str = setting(..., "Folder of the dataset: clips/ and metadata.jsonl.", basic=True, min_length=1)
+    path: str = setting(
+        ...,
+        "Folder of the dataset: clips/ and metadata.jsonl; or what the format below names.",
+        basic=True,
+        min_length=1,
+    )
+    format: Literal["dailies", "list", "sidecar", "webvid"] = setting(
+        "dailies",
+        "How clips and captions lie there. dailies: clips/ and metadata.jsonl. list: the videos and prompts named "
+        "here, relative to path. sidecar: a folder of videos, the caption of a.mp4 in a.txt or a.json. webvid: a CSV file "
+        "with the columns name and contentUrl (or videoid). Other formats than dailies are read where they lie.",
+    )
+    video_folder: str | None = setting(
+        None,
+        "Folder of the videos that the CSV file names. Empty: the folder of the CSV file.",
+        show_if={"dataset.format": ["webvid"]},
+    )
+    videos: list[str] = setting([], "Video files, one per line.", show_if={"dataset.format": ["list"]})
+    prompts: list[str] = setting(
+        [],
+        "Their captions in the same order, one per line; a single one is for all of them.",
+        show_if={"dataset.format": ["list"]},
+    )
+    max_clips: int | None = setting(None, "Use only the first so many clips. Empty: all.", ge=1)
+    repeats: int = setting(1, "How often every clip is seen in one pass over the dataset.", ge=1, le=10_000)
     num_frames: int = setting(16, "Frames of each training sample.", basic=True, ge=1)
     height: int = setting(256, "Height of the training frames in pixels.", basic=True, ge=8)
     width: int = setting(256, "Width of the training frames in pixels.", basic=True, ge=8)
@@ -100,6 +124,11 @@ class DatasetConfig(Section):
     frame_buckets: bool = setting(
         False, "Let a clip that is too short train with the most frames that it has, instead of leaving it out."
     )
+    repeat_frames: bool = setting(
+        False,
+        "Let a clip that is too short fill the sample: its frames are spread over it, some of them several times.",
+        show_if={"dataset.frame_selection": ["random"]},
+    )
     flip: bool = setting(
         False, "Mirror half of the samples left to right. Not for clips where direction has a meaning."
     )
@@ -116,6 +145,19 @@ class DatasetConfig(Section):
     cache_dir: str | None = setting(
         None, "Folder for encoded samples, shared between runs. Empty: inside the run folder."
     )
+
+    @model_validator(mode="after")
+    def _list_is_paired(self) -> Self:
+        if self.format == "list":
+            if not self.videos:
+                raise FieldError("dataset.videos", "must name at least one video for dataset.format list")
+            if len(self.prompts) not in (1, len(self.videos)):
+                raise FieldError(
+                    "dataset.prompts",
+                    f"has {_counted(len(self.prompts), 'prompt')} for {_counted(len(self.videos), 'video')}; give one "
+                    "for each video, or a single one for all",
+                )
+        return self
 
 
 class AdapterConfig(Section):
@@ -140,7 +182,8 @@ class AdapterConfig(Section):
     )
     target_modules: list[str] = setting(
         ["to_q", "to_k", "to_v", "to_out.0"],
-        "Names of the layers that get a LoRA, one per line, matched at the end of a layer's path.",
+        "Names of the layers that get a LoRA, one per line, matched at the end of a layer's path. A line with signs of "
+        "a regular expression must match the whole path.",
         min_length=1,
         show_if={"method": ["lora"]},
     )
@@ -155,14 +198,25 @@ class OptimizerConfig(Section):
     learning_rate: float = setting(
         1e-4, "Size of a step. LoRA: about 1e-4; whole modules: 1e-5 to 1e-4.", basic=True, gt=0
     )
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = setting(
-        "cosine", "How the learning rate goes over the run, counted in optimizer steps."
-    )
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = setting("cosine", "How the learning rate goes over the run, counted in optimizer steps.")
     lr_warmup_steps: int = setting(
         0,
         "Optimizer steps over which the learning rate rises from zero.",
         ge=0,
-        show_if={"optimizer.lr_scheduler": ["constant_with_warmup", "linear", "cosine"]},
+        show_if={
+            "optimizer.lr_scheduler": ["constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+        },
+    )
+    lr_num_cycles: int = setting(
+        1,
+        "How often the cosine begins anew.",
+        ge=1,
+        show_if={"optimizer.lr_scheduler": ["cosine_with_restarts"]},
+    )
+    lr_power: float = setting(
+        1.0, "Exponent of the polynomial; 1 is a line.", gt=0, show_if={"optimizer.lr_scheduler": ["polynomial"]}
     )
     beta1: float = setting(0.9, "Adam's decay of the gradient average.", ge=0, lt=1)
     beta2: float = setting(0.999, "Adam's decay of the squared gradient average.", ge=0, lt=1)
@@ -198,6 +252,9 @@ class ValidationConfig(Section):
     )
     prompts: list[str] = setting([], "Prompts to sample, one per line. None: no samples, only the loss.", basic=True)
     negative_prompt: str = setting("", "What the samples should avoid.")
+    num_frames: int | None = setting(None, "Frames of a sample. Empty: as trained.", ge=1)
+    height: int | None = setting(None, "Height of a sample in pixels. Empty: as trained.", ge=8)
+    width: int | None = setting(None, "Width of a sample in pixels. Empty: as trained.", ge=8)
     seed: int = setting(
         42, "Seed of the samples and of the validation loss; the same at every step.", ge=0, le=2**63 - 1
     )
@@ -247,6 +304,12 @@ class TrainConfig(Section):
     )
     seed: int = setting(42, "Start of every random number of the run.", ge=0, le=2**63 - 1)
     max_train_steps: int = setting(1000, "Optimizer steps of the whole run.", basic=True, ge=1)
+    start_step: int = setting(
+        0,
+        "Optimizer steps that the weights to start from have behind them: counting, file names and the learning rate "
+        "go on from there.",
+        ge=0,
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = setting(
         "bf16", "Precision of the computation; trained weights stay in 32 bits. no: 32 bits throughout."
     )
@@ -259,7 +322,12 @@ class TrainConfig(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")
-    def _warmup_within_run(self) -> Self:
+    def _steps_within_run(self) -> Self:
+        if self.start_step >= self.max_train_steps:
+            raise FieldError(
+                "start_step",
+                f"is {self.start_step}, but the whole run has only {self.max_train_steps} steps; raise max_train_steps",
+            )
         if self.optimizer.lr_warmup_steps > self.max_train_steps:
             raise FieldError(
                 "optimizer.lr_warmup_steps",
@@ -302,6 +370,10 @@ class SampleConfig(Section):
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seed {seed} is not between 0 and 2^63 - 1")
         return seeds
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def missing_package(config: OptimizerConfig) -> str | None:

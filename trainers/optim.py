@@ -37,5 +37,7 @@ def make_schedule(
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
     )
     return schedule

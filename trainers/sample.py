@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ def write_clip(
     file: Path, frames: np.ndarray, fps: float, request: SampleRequest, seed: int, take: str, strength: float
 ) -> None:
     """The clip as H.264, with everything that made it in the file's own metadata."""
-    facts = {key: str(value) for key, value in asdict(request).items()}
+    facts = {key: str(value) for key, value in request.facts().items()}
     write_video(file, frames, fps, facts | {"seed": str(seed), "take": take, "strength": str(strength)})
 
 
@@ -119,7 +119,7 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
             )
             # What a checkpoint says of its base decides how the base column is built, hence `first`.
             key = cache_key(settings=settings, models=models, first=first, take=weights, strength=take.strength,
-                            request=asdict(request), seed=seed)  # fmt: skip
+                            request=request.facts(), seed=seed)  # fmt: skip
             yield Cell(column, row, take, request, seed, key)
 
 

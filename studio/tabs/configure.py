@@ -157,8 +157,11 @@ def read_config(text: str) -> tuple[str, dict[str, Any], list[tuple[Any, str]]]:
     for family in FAMILIES.values():
         foreign = family.read_foreign(text)
         if foreign is not None:
-            settings, remarks = foreign
-            return family.name, settings, [("info", remark) for remark in remarks]
+            if foreign.kind == "sample":
+                raise ConfigError(
+                    [("", f"This samples with {family.title}, it does not train: ask for it in Compare.")]
+                )
+            return family.name, foreign.settings, [("info", note) for note in foreign.notes]
     settings = parse_yaml(text, "the text")
     family = family_of(settings)
     try:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainers.config import SampleConfig, Section, TrainConfig
+from trainers.foreign import Foreign
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from trainers.data.clips import LedgerRow
     from trainers.noise import Draws
 
 Stage = Literal["train", "sample"]
@@ -57,6 +59,12 @@ class SampleRequest:
     num_frames: int
     num_inference_steps: int
     guidance_scale: float
+    #: An encoded clip as `VideoModel.encode_video` gives it, without the batch dimension: where the family is to begin.
+    start: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What was asked for in plain values: for a cache key, and for the file's own metadata."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "start"}
 
 
 class VideoModel(ABC):
@@ -64,6 +72,8 @@ class VideoModel(ABC):
 
     #: The trained module or modules, by name. The loop may replace one by its wrapped form.
     denoiser: dict[str, torch.nn.Module]
+    #: Whether a validation sample begins from a training clip: the loop gives it as `SampleRequest.start` then.
+    starts_from_clip: bool = False
 
     @abstractmethod
     def fingerprint(self, encoder: Literal["video", "prompt"]) -> str:
@@ -145,8 +155,11 @@ class ModelFamily:
     model: str
     #: "package.module:function" of (Checkpoint, format, out) -> report sentence.
     exporter: str
-    #: Reads an upstream config or command: text -> (our settings, notes), or None when it is not this family's.
-    read_foreign: Callable[[str], tuple[dict[str, Any], list[str]] | None] = lambda text: None
+    #: Reads an upstream config or command; None when it is not one that this family knows. ConfigError when it is one,
+    #: but cannot be meant.
+    read_foreign: Callable[[str], Foreign | None] = lambda text: None
+    #: What experience says of a run on so many clips: hints, never obstacles.
+    advice: Callable[[TrainConfig, Sequence[LedgerRow]], list[Finding]] = lambda config, rows: []
 
     def load(self, config: Section, stage: Stage) -> VideoModel:
         """The model in memory. The one place that imports torch."""

@@ -32,10 +32,17 @@ class AnimateDiffTrainConfig(TrainConfig):
         ".safetensors), or a Hub id. Empty: new motion modules that begin without effect (not for method lora).",
         basic=True,
     )
+    motion_module_pe_multiplier: int = setting(
+        1,
+        "Stretch the positions of the motion module so that it takes this many times as many frames: each position is "
+        "repeated in place. A file that is stretched already needs 1.",
+        ge=1,
+        le=64,
+    )
     trainable_modules: list[str] = setting(
         [],
         "Train only these parts of the motion modules, one per line, matched at the end of a module's path (to_q, ff, "
-        "attn1). None: all of them.",
+        "attn1). A line with signs of a regular expression must match the whole path. None: all of them.",
         show_if={"method": ["motion_module"]},
     )
     motion_max_seq_length: int = setting(
@@ -55,6 +62,21 @@ class AnimateDiffTrainConfig(TrainConfig):
         "the base model's file.",
     )
     prediction_type: Literal["epsilon", "v_prediction"] = setting("epsilon", "What the denoiser predicts.")
+    context_length: int | None = setting(
+        None,
+        "Draw samples in overlapping windows of this many frames, so that they may be longer than the motion module's "
+        "positions. Empty: all frames at once.",
+        ge=1,
+    )
+    context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
+    context_overlap: int = setting(4, "Frames that neighbouring windows share.", ge=0)
+    num_inversion_steps: int | None = setting(
+        None,
+        "Begin validation samples from a training clip turned back into noise in this many steps (DDIM inversion), "
+        "which shows what of that clip is kept. Empty: from noise.",
+        ge=1,
+        le=1000,
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -87,6 +109,14 @@ class AnimateDiffSampleConfig(SampleConfig):
     beta_schedule: Literal["linear", "scaled_linear", "base"] | None = setting(
         None, "Noise schedule. Empty: as each checkpoint was trained; linear where none says."
     )
+    context_length: int | None = setting(
+        None,
+        "Draw in overlapping windows of this many frames, so that clips may be longer than the motion module's "
+        "positions. Empty: all frames at once.",
+        ge=1,
+    )
+    context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
+    context_overlap: int = setting(4, "Frames that neighbouring windows share.", ge=0)
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
