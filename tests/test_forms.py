@@ -48,7 +48,7 @@ def form_for(cls: type[Section], fixed: dict[str, Any] | None = None) -> Form[An
 def working_values(form: Form[Any]) -> list[Any]:
     """Values that make a config, in the first method that does."""
     given: dict[str, Any] = {"base_model": "some/model", "dataset.path": "clips", "prompts": ["a"], "title": "t"}
-    listed = {"dataset.videos": ["a.mp4"], "dataset.prompts": ["a"]}
+    listed = {"dataset.videos": ["a.mp4", "b.mp4"], "dataset.prompts": ["a"]}
     given |= {path: value for path, value in listed.items() if path in form.paths}
     methods = choices(form.controls[form.paths.index("method")].info) if "method" in form.paths else [None]
     for method in methods:
