@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -535,3 +536,40 @@ def test_events_are_json_lines(config, tmp_path):
     sample = next(e for e in map(json.loads, lines) if e["type"] == "sample")
     assert sample["prompt"] == "${alert(1)} <img onerror=x> \\ 🎬"
     assert (tmp_path / "run" / sample["path"]).exists()
+
+
+def test_a_run_counts_on_from_the_steps_its_weights_have_behind_them(config, tmp_path):
+    path = config(
+        start_step=10, max_train_steps=16, optimizer__lr_scheduler="linear", validation__every_steps=3,
+        dataset__num_frames=4, validation__num_frames=2, validation__height=32, validation__width=48,
+    )  # fmt: skip
+    assert door("--config", path, "--run-dir", tmp_path / "run").returncode == 0
+    run = RunFolder(tmp_path / "run")
+    events = read(run.events)[0]
+    steps = [(e["step"], e["learning_rate"]) for e in events if e["type"] == "step"]
+    assert [step for step, _ in steps] == list(range(11, 17))
+    assert [rate for _, rate in steps] == pytest.approx([1e-3 * (16 - step) / 16 for step in range(10, 16)])
+    assert [c.step for c in run.checkpoints()] == [12, 14, 16]
+    assert [(e["step"], e["take"]) for e in events if e["type"] == "sample"] == [
+        (10, "base"), (12, "step-000012"), (15, "step-000015"), (16, "step-000016"),
+    ]  # fmt: skip
+    with av.open(str(run.path / next(e["path"] for e in events if e["type"] == "sample"))) as clip:
+        stream = clip.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (48, 32, 2)
+
+
+def test_fp16_on_a_machine_without_a_gpu_says_what_it_does_instead(config, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine trains in fp16")
+    assert door("--config", config(mixed_precision="fp16"), "--run-dir", tmp_path / "run").returncode == 0
+    said = [e["text"] for e in read(RunFolder(tmp_path / "run").events)[0] if e["type"] == "message"]
+    assert any("fp16 needs a CUDA device" in text for text in said)
+
+
+def test_samples_that_begin_from_a_training_clip(config, tmp_path):
+    path = config(num_inversion_steps=3, max_train_steps=2, validation__every_steps=2)
+    assert door("--config", path, "--run-dir", tmp_path / "run").returncode == 0
+    other = config("other.yaml", max_train_steps=2, validation__every_steps=2)
+    assert door("--config", other, "--run-dir", tmp_path / "other").returncode == 0
+    name = "samples/step-000000/000.mp4"
+    assert (tmp_path / "run" / name).read_bytes() != (tmp_path / "other" / name).read_bytes()

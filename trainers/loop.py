@@ -39,6 +39,8 @@ def train(
 
     Raises Cancelled (after saving), Mendable, ModelError, DatasetError, VideoError.
     """
+    config = computable(config, log)
+
     # --- what there is to learn from ----------------------------------------------------------------------------------
     family = get_family(config.family)
     dataset = Dataset.open(Path(config.dataset.path).expanduser())
@@ -73,11 +75,11 @@ def train(
 
     # --- optimizer, schedule, and what a checkpoint brings back -------------------------------------------------------
     optimizer = make_optimizer(config.optimizer, parameters)
-    schedule = make_schedule(config.optimizer, optimizer, config.max_train_steps)
+    schedule = make_schedule(config.optimizer, optimizer, config.max_train_steps, config.start_step)
     for name, module in model.denoiser.items():
         model.denoiser[name] = accelerator.prepare_model(module)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    first_step = 0
+    first_step = config.start_step
     if resume:
         first_step = restore(resume, model, optimizer, schedule, accelerator)
 
@@ -96,8 +98,9 @@ def train(
 
     def draw(step: int) -> None:
         if accelerator.is_main_process and validation.prompts:
+            start = starting_clip(encoded, batches.variants()[0], config) if model.starts_from_clip else None
             with random_state_kept(), unwrapped(model, accelerator):
-                draw_samples(model, config, run, log, step, stop)
+                draw_samples(model, config, run, log, step, stop, start)
             model.release("decoder")
             if config.dataset.cache:
                 model.release("encoders")
@@ -119,9 +122,9 @@ def train(
         return samples, encoded.read(samples)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
-    if first_step == 0 and validation.every_steps:
-        validate(0)
-        draw(0)
+    if first_step == config.start_step and validation.every_steps:
+        validate(first_step)
+        draw(first_step)
     elif sampled_at(first_step, config) and lacks_samples(run, first_step, validation.prompts):
         draw(first_step)  # the run ended between this checkpoint and its samples
     log.write("phase", phase="training", done=first_step, total=config.max_train_steps)
@@ -190,6 +193,15 @@ def train(
 
     reader.close()
     return f"all {config.max_train_steps} steps done; last checkpoint at step {saved_step}"
+
+
+def computable(config: TrainConfig, log: EventLog) -> TrainConfig:
+    """The config in a precision that this machine computes: training in fp16 needs a GPU."""
+    if config.mixed_precision != "fp16" or torch.cuda.is_available():
+        return config
+    text = "mixed_precision fp16 needs a CUDA device to train on; this machine has none and computes in bf16"
+    log.write("message", level="warning", text=text)
+    return config.model_copy(update={"mixed_precision": "bf16"})
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -349,9 +361,16 @@ def validation_loss(
 
 
 def draw_samples(
-    model: VideoModel, config: TrainConfig, run: RunFolder, log: EventLog, step: int, stop: StopSwitch
+    model: VideoModel,
+    config: TrainConfig,
+    run: RunFolder,
+    log: EventLog,
+    step: int,
+    stop: StopSwitch,
+    start: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """One clip per validation prompt, through the function that a comparison uses."""
+    """One clip per validation prompt, through the function that a comparison uses. start: an encoded clip to begin
+    from, instead of noise."""
     prompts = config.validation.prompts
     set_mode(model, training=False)
     for index, prompt in enumerate(prompts):
@@ -362,14 +381,15 @@ def draw_samples(
         request = SampleRequest(
             prompt=prompt,
             negative_prompt=config.validation.negative_prompt,
-            height=config.dataset.height,
-            width=config.dataset.width,
-            num_frames=config.dataset.num_frames,
+            height=config.validation.height or config.dataset.height,
+            width=config.validation.width or config.dataset.width,
+            num_frames=config.validation.num_frames or config.dataset.num_frames,
             num_inference_steps=config.validation.num_inference_steps,
             guidance_scale=config.validation.guidance_scale,
+            start=start,
         )
         file = run.sample_dir(step) / f"{index:03d}.mp4"
-        take = f"step-{step:06d}" if step else "base"
+        take = f"step-{step:06d}" if step > config.start_step else "base"
         frames = sample_clip(model, request, config.validation.seed)
         write_clip(file, frames, config.validation.fps, request, config.validation.seed, take, 1.0)
         log.write(
@@ -384,6 +404,15 @@ def draw_samples(
         )
     log.write("phase", phase="training", done=step, total=config.max_train_steps)
     set_mode(model, training=True)
+
+
+def starting_clip(encoded: Encoded, samples: Sequence[Sample], config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The first training clip that has the frames and the size of a validation sample, as it was encoded."""
+    shape = (config.dataset.num_frames, config.dataset.height, config.dataset.width)
+    for sample in samples:
+        if sample.shape == shape:
+            return encoded.video(sample)
+    raise Mendable(f"no clip trains with {shape[0]} frames at {shape[1]} x {shape[2]}, so no sample can begin from one")
 
 
 def sampled_at(step: int, config: TrainConfig) -> bool:

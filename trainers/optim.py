@@ -27,11 +27,16 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parame
 
 
 def make_schedule(
-    config: OptimizerConfig, optimizer: torch.optim.Optimizer, max_train_steps: int
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, max_train_steps: int, start_step: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate over the run; to be stepped once per optimizer step, whatever the accumulation."""
+    """The learning rate over the run; to be stepped once per optimizer step, whatever the accumulation.
+
+    start_step: where in the run it begins.
+    """
     from diffusers.optimization import get_scheduler
 
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # what a schedule that begins later multiplies
     schedule: torch.optim.lr_scheduler.LambdaLR = get_scheduler(
         config.lr_scheduler,
         optimizer,
@@ -39,5 +44,6 @@ def make_schedule(
         num_training_steps=max_train_steps,
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
+        last_epoch=start_step - 1,
     )
     return schedule

@@ -61,6 +61,10 @@ class Encoded:
             batch[f"null_{name}"] = empty[name].expand_as(batch[name])
         return batch
 
+    def video(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """One sample's clip as the family encoded it, without a batch dimension, on the CPU."""
+        return self._cached(sample) or self._encode_video(sample, read_pixels(sample))
+
     def _cached(self, sample: Sample) -> dict[str, torch.Tensor] | None:
         return self._cache.get(self._video_key(sample)) if self._cache is not None else None
 

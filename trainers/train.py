@@ -75,7 +75,7 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
         if finding.level == "error":
             raise Mendable(finding.text)
 
-    step = checkpoint.step if checkpoint else 0
+    step = checkpoint.step if checkpoint else config.start_step
     changed = changes(run, config) if resume else []
     if is_main_process():
         print(f"run in {run.path}" + (f", going on from step {step}" if checkpoint else ""), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from trainers.config import FieldError, SampleConfig, TrainConfig, setting
+from trainers.families.animatediff.positions import motion_positions
 from trainers.families.base import Finding, ModelFamily
 
 SIZE_MULTIPLE = 8  # the VAE halves each side three times
@@ -87,13 +87,47 @@ class AnimateDiffTrainConfig(TrainConfig):
                 "must be set for method lora: new motion modules begin without effect, and a LoRA on them gets no "
                 "gradient at all; name a motion adapter or choose method motion_module",
             )
-        if self.motion_adapter is None and self.dataset.num_frames > self.motion_max_seq_length:
-            raise FieldError(
-                "dataset.num_frames",
-                f"is {self.dataset.num_frames}, but the motion module has {self.motion_max_seq_length} positions; "
-                f"lower it to {self.motion_max_seq_length} or raise motion_max_seq_length",
-            )
+        if self.validation.height or self.validation.width:
+            _check_size(*self.drawn_size, "validation.")
+        if self.motion_adapter is None:
+            self._check_positions(self.motion_max_seq_length)
+        _check_windows(self.context_length, self.context_overlap)
+        if self.num_inversion_steps is not None:
+            trained = (self.dataset.num_frames, self.dataset.height, self.dataset.width)
+            if (self.drawn_frames, *self.drawn_size) != trained:
+                raise FieldError(
+                    "num_inversion_steps",
+                    "lets samples begin from a training clip, so they must have its frames and size; leave "
+                    "validation.num_frames, validation.height and validation.width empty",
+                )
         return self
+
+    @property
+    def drawn_frames(self) -> int:
+        """Frames of a validation sample."""
+        return self.validation.num_frames or self.dataset.num_frames
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(height, width) of a validation sample."""
+        return self.validation.height or self.dataset.height, self.validation.width or self.dataset.width
+
+    def _check_positions(self, positions: int) -> None:
+        """FieldError when a motion module of so many positions takes fewer frames than are asked for."""
+        stretched = positions * self.motion_module_pe_multiplier
+        asked = {"dataset.num_frames": self.dataset.num_frames}
+        if self.validation.every_steps and self.validation.prompts:
+            window = min(self.drawn_frames, self.context_length or self.drawn_frames)
+            asked["validation.num_frames" if window == self.drawn_frames else "context_length"] = window
+        for where, frames in asked.items():
+            if frames > stretched:
+                other = ", set context_length" if where == "validation.num_frames" else ""
+                name = "" if self.motion_adapter is None else f" {self.motion_adapter}"
+                raise FieldError(
+                    where,
+                    f"is {frames}, but the motion module{name} has {stretched} positions; lower it to {stretched}"
+                    f"{other} or set motion_module_pe_multiplier to {-(-frames // positions)}",
+                )
 
 
 class AnimateDiffSampleConfig(SampleConfig):
@@ -121,7 +155,13 @@ class AnimateDiffSampleConfig(SampleConfig):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         _check_size(self.height, self.width, "")
+        _check_windows(self.context_length, self.context_overlap)
         return self
+
+
+def _check_windows(length: int | None, overlap: int) -> None:
+    if length is not None and overlap >= length:
+        raise FieldError("context_overlap", f"is {overlap}, but a window has only {length} frames; lower it")
 
 
 def _check_size(height: int, width: int, prefix: str) -> None:
@@ -132,18 +172,6 @@ def _check_size(height: int, width: int, prefix: str) -> None:
             raise FieldError(prefix + name, f"is {size}, but must be a multiple of {SIZE_MULTIPLE}: set {down} or {up}")
 
 
-def motion_positions(adapter: str | None) -> int | None:
-    """Positions (the most frames) of a motion adapter folder, read from its config; None when not known without
-    its weights."""
-    if adapter is None:
-        return None
-    try:
-        settings = json.loads((Path(adapter).expanduser() / "config.json").read_text(encoding="utf-8"))
-        return int(settings["motion_max_seq_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
     """What can be said of the files that a config names."""
     found: list[Finding] = []
@@ -151,19 +179,26 @@ def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
         value = getattr(config, where)
         if value is not None and not Path(value).expanduser().exists() and not is_hub_id(value):
             found.append(Finding("error", f"{where} {value} does not exist; give a folder, a file or a Hub id", where))
-    frames = config.dataset.num_frames if isinstance(config, TrainConfig) else config.num_frames
     positions = motion_positions(getattr(config, "motion_adapter", None))
-    if positions is not None and frames > positions:
-        where = "dataset.num_frames" if isinstance(config, TrainConfig) else "num_frames"
-        found.append(
-            Finding(
-                "error",
-                f"{where} is {frames}, but the motion module {config.motion_adapter} has {positions} positions; "  # type: ignore[union-attr]
-                f"lower it to {positions}",
-                where,
-            )
-        )
+    if positions is not None:
+        try:
+            _check_frames(config, positions)
+        except FieldError as error:
+            found.append(Finding("error", f"{error.where} {error}", error.where))
     return found
+
+
+def _check_frames(config: TrainConfig | SampleConfig, positions: int) -> None:
+    if isinstance(config, AnimateDiffTrainConfig):
+        config._check_positions(positions)
+    elif isinstance(config, AnimateDiffSampleConfig) and not config.checkpoints:  # a checkpoint may have stretched it
+        frames = min(config.num_frames, config.context_length or config.num_frames)
+        if frames > positions:
+            raise FieldError(
+                "num_frames" if frames == config.num_frames else "context_length",
+                f"is {frames}, but the motion module {config.motion_adapter} has {positions} positions; lower it to "
+                f"{positions}" + (" or set context_length" if frames == config.num_frames else ""),
+            )
 
 
 def is_hub_id(value: str) -> bool:

@@ -16,12 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from trainers import lora
 from trainers.families.animatediff.base_model import BaseModel
@@ -31,14 +27,23 @@ from trainers.families.animatediff.checkpoint import (
     build_adapter,
     check_fit,
     find_adapter,
-    fitting_heads,
-    load_strictly,
     motion_part,
     read_motion,
     read_take,
 )
 from trainers.families.animatediff.config import AnimateDiffSampleConfig, AnimateDiffTrainConfig
+from trainers.families.animatediff.denoiser import (
+    Motion,
+    checkpoint_blocks,
+    chosen_parameters,
+    joined,
+    lora_targets,
+    new_motion_modules,
+    stretched,
+    use_xformers,
+)
 from trainers.families.animatediff.norms import set_norms
+from trainers.families.animatediff.windows import windows
 from trainers.families.base import Example, ModelError, SampleRequest, Stage, VideoModel
 from trainers.families.base import Take as TakeAt
 from trainers.noise import Draws
@@ -47,7 +52,6 @@ log = logging.getLogger(__name__)
 
 TRAIN_TIMESTEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's and AnimateDiff's
-FRESH_SEED = 0  # new motion modules are the same in every run
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,17 +67,6 @@ class Conventions:
     norm_semantics: Literal["original", "diffusers"] = "original"
     beta_schedule: Literal["linear", "scaled_linear", "base"] = "linear"
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Which motion modules the denoiser is built with: those of `source`, or new ones of this form."""
-
-    source: str | None
-    positions: int = 32
-    mid_block: bool = True
-    heads: int | None = None
-    version: Literal["v1", "v2", "v3"] | None = None
 
 
 class AnimateDiff(VideoModel):
@@ -96,15 +89,21 @@ class AnimateDiff(VideoModel):
         self._follow(self._first)
         if isinstance(config, AnimateDiffTrainConfig):
             self._check_frames(config.dataset.num_frames, "dataset.num_frames")
+            if config.validation.prompts and config.validation.every_steps:
+                self._check_drawn(config.drawn_frames, "validation.num_frames")
 
     # --- building ---
 
     def _motion_for(self, take: Take | None) -> Motion:
         """The motion modules to build with: the config's, else those that the take was trained on, else new ones."""
-        if self.config.motion_adapter is not None:
-            return Motion(self.config.motion_adapter)
         if isinstance(self.config, AnimateDiffTrainConfig):
-            return Motion(None, self.config.motion_max_seq_length)
+            stretch = self.config.motion_module_pe_multiplier
+            if self.config.motion_adapter is not None:
+                return Motion(self.config.motion_adapter, stretch=stretch)
+            return Motion(None, self.config.motion_max_seq_length, stretch=stretch)
+        stretch = int(take.meta.get("motion_module_pe_multiplier", 1)) if take is not None else 1
+        if self.config.motion_adapter is not None:
+            return Motion(self.config.motion_adapter, stretch=stretch)
         if take is None:
             return Motion(None)
         recorded = take.meta.get("motion_adapter")
@@ -113,11 +112,11 @@ class AnimateDiff(VideoModel):
                 raise ModelError(
                     f"{take.path} is a LoRA that does not say which motion adapter it was made for; set motion_adapter"
                 )
-            return Motion(str(recorded))
+            return Motion(str(recorded), stretch=stretch)
         if recorded is not None:
             with contextlib.suppress(ModelError):
                 find_adapter(str(recorded))
-                return Motion(str(recorded))
+                return Motion(str(recorded), stretch=stretch)
             log.warning("%s was trained on %s, which is gone; its base is sampled without motion", take.path, recorded)
         return Motion(None, take.facts.positions, take.facts.mid_block, take.facts.heads, take.facts.version)
 
@@ -127,7 +126,7 @@ class AnimateDiff(VideoModel):
         with torch.random.fork_rng(devices=[]):
             unet2d = self._base.unet(torch.float32 if self.method == "full" else self.dtype)
             adapter, self._facts = self._motion_modules(motion, unet2d)
-            self.unet = _joined(unet2d, adapter, self._base.source, motion.source)
+            self.unet = joined(unet2d, adapter, self._base.source, motion.source)
             del unet2d, adapter
             self.unet.requires_grad_(False)
             if isinstance(self.config, AnimateDiffTrainConfig):
@@ -148,11 +147,18 @@ class AnimateDiff(VideoModel):
 
     def _motion_modules(self, motion: Motion, unet2d: UNet2DConditionModel) -> tuple[MotionAdapter, MotionFacts]:
         if motion.source is None:
-            return new_motion_modules(unet2d, motion)
-        state, facts = read_motion(find_adapter(motion.source))
+            adapter, facts = new_motion_modules(unet2d, motion)
+            if motion.stretch == 1:
+                return adapter, facts
+            state, name = adapter.state_dict(), "the new motion modules"
+        else:
+            state, facts = read_motion(find_adapter(motion.source))
+            name = motion.source
+        state = stretched(state, motion.stretch)
+        facts = replace(facts, positions=facts.positions * motion.stretch)
         dtype = torch.float32 if self.method in ("motion_module", "full") else self.dtype
         state = {key: value.to(torch.float32 if key.endswith(".pe") else dtype) for key, value in state.items()}
-        return build_adapter(state, facts, unet2d.config.norm_num_groups, motion.source), facts
+        return build_adapter(state, facts, unet2d.config.norm_num_groups, name), facts
 
     def _make_trainable(self, config: AnimateDiffTrainConfig) -> None:
         if config.method == "full":
@@ -178,17 +184,31 @@ class AnimateDiff(VideoModel):
             parameter.data = parameter.data.to(torch.float32 if kept else self.dtype)
 
     def _check_frames(self, frames: int, where: str) -> None:
-        if frames > self._facts.positions:
-            adapter = self._motion.source
-            way_out = (
-                f"lower it to {self._facts.positions} or raise motion_max_seq_length"
-                if adapter is None and self.stage == "train"
-                else f"lower it to {self._facts.positions} or choose a motion_adapter with more positions"
-            )
-            raise ModelError(
-                f"{where} is {frames}, but the motion module{'' if adapter is None else ' ' + adapter} has "
-                f"{self._facts.positions} positions; {way_out}"
-            )
+        """ModelError when the motion module has too few positions for so many frames at once."""
+        positions = self._facts.positions
+        if frames <= positions:
+            return
+        ways = [f"lower it to {positions}"]
+        if isinstance(self.config, AnimateDiffTrainConfig):
+            times = -(-frames * self._motion.stretch // positions)
+            ways.append(f"set motion_module_pe_multiplier to {times}")
+            if self._motion.source is None:
+                ways.append("raise motion_max_seq_length")
+        else:
+            ways.append("choose a motion_adapter with more positions")
+        if where != "dataset.num_frames":
+            ways.append(f"set context_length to {positions}")
+        adapter = "" if self._motion.source is None else f" {self._motion.source}"
+        raise ModelError(
+            f"{where} is {frames}, but the motion module{adapter} has {positions} positions; {', '.join(ways[:-1])} or "
+            f"{ways[-1]}"
+        )
+
+    def _check_drawn(self, frames: int, where: str) -> None:
+        """The same for a clip to draw, of which the motion module sees one window at a time."""
+        if self.config.context_length is not None and frames > self.config.context_length:
+            frames, where = self.config.context_length, "context_length"
+        self._check_frames(frames, where)
 
     # --- conventions ---
 
@@ -330,27 +350,85 @@ class AnimateDiff(VideoModel):
 
     # --- sampling ---
 
+    @property
+    def starts_from_clip(self) -> bool:  # type: ignore[override]
+        return isinstance(self.config, AnimateDiffTrainConfig) and self.config.num_inversion_steps is not None
+
     def sample(self, request: SampleRequest, draws: Draws) -> np.ndarray:
-        self._check_frames(request.num_frames, "num_frames")
+        self._check_drawn(request.num_frames, "num_frames")
         scheduler = self._ddim()
         scheduler.set_timesteps(request.num_inference_steps)
         guided = request.guidance_scale > 1
         prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
         shape = (1, 4, request.num_frames, request.height // 8, request.width // 8)
         with torch.no_grad(), self._evaluating():
+            if request.start is None:
+                latents = draws.normal("latents", shape, self.device) * scheduler.init_noise_sigma
+            else:
+                latents = self._inverted(request.start, shape)
             prompt_embeds = self._embed(prompts).to(self.device)
-            latents = draws.normal("latents", shape, self.device) * scheduler.init_noise_sigma
-            for timestep in scheduler.timesteps.tolist():
-                model_input = scheduler.scale_model_input(latents, timestep).expand(len(prompts), -1, -1, -1, -1)
-                timesteps = torch.full((len(prompts),), timestep, device=self.device)
-                prediction = self.predict(
-                    Example(model_input, timesteps, None, conditions={"prompt_embeds": prompt_embeds})
-                )
+            for number, timestep in enumerate(scheduler.timesteps.tolist()):
+                prediction = self._predict_clip(latents, timestep, prompt_embeds, number)
                 if guided:
                     unconditional, conditional = prediction.chunk(2)
                     prediction = unconditional + request.guidance_scale * (conditional - unconditional)
                 latents = scheduler.step(prediction, timestep, latents).prev_sample
             return self._decode(latents)
+
+    def _predict_clip(
+        self, latents: torch.Tensor, timestep: int, prompt_embeds: torch.Tensor, number: int
+    ) -> torch.Tensor:
+        """The prediction for one clip (1, 4, f, h/8, w/8) under each prompt (b, ...): the mean over the windows of
+        denoising step `number`, where the clip is drawn in windows."""
+        prompts, frames = prompt_embeds.shape[0], latents.shape[2]
+        timesteps = torch.full((prompts,), timestep, device=self.device)
+        seen = list(self._windows(number, frames))
+        if len(seen) == 1:
+            model_input = latents.expand(prompts, -1, -1, -1, -1)
+            return self.predict(Example(model_input, timesteps, None, conditions={"prompt_embeds": prompt_embeds}))
+        total = torch.zeros((prompts, *latents.shape[1:]), device=self.device)
+        visits = torch.zeros(frames, device=self.device)
+        for window in seen:
+            model_input = latents[:, :, window].expand(prompts, -1, -1, -1, -1)
+            example = Example(model_input, timesteps, None, conditions={"prompt_embeds": prompt_embeds})
+            total[:, :, window] += self.predict(example)  # a frame that stands twice in a window counts once
+            visits[window] += 1
+        return total / visits[:, None, None]
+
+    def _windows(self, number: int, frames: int) -> list[list[int]]:
+        config = self.config
+        if config.context_length is None:
+            return [list(range(frames))]
+        return windows(number, frames, config.context_length, config.context_stride, config.context_overlap)
+
+    def _inverted(self, start: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+        """The noise from which DDIM, run forward, draws about this clip: each of its steps taken backwards, without
+        prompt and guidance (Song et al. 2021, section 4.3)."""
+        assert isinstance(self.config, AnimateDiffTrainConfig) and self.config.num_inversion_steps is not None
+        latents = start["latents_mean"].transpose(0, 1)[None].to(self.device) * self._scaling_factor
+        if latents.shape != shape:
+            raise ModelError(
+                f"a training clip of {latents.shape[2]} frames at {latents.shape[3] * 8} x {latents.shape[4] * 8} "
+                f"cannot begin a sample of {shape[2]} frames at {shape[3] * 8} x {shape[4] * 8}; make them equal or "
+                "leave num_inversion_steps empty"
+            )
+        prompt_embeds = self._embed([""]).to(self.device)
+        scheduler = self._ddim()
+        scheduler.set_timesteps(self.config.num_inversion_steps)
+        stride = TRAIN_TIMESTEPS // self.config.num_inversion_steps
+        for number, timestep in enumerate(reversed(scheduler.timesteps.tolist())):
+            before = timestep - stride  # where the scheduler's own step from `timestep` arrives
+            signal = scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod
+            prediction = self._predict_clip(latents, timestep, prompt_embeds, number)
+            if self.conventions.prediction_type == "epsilon":
+                noise = prediction
+                clean = (latents - (1 - signal).sqrt() * noise) / signal.sqrt()
+            else:
+                noise = signal.sqrt() * prediction + (1 - signal).sqrt() * latents
+                clean = signal.sqrt() * latents - (1 - signal).sqrt() * prediction
+            signal = scheduler.alphas_cumprod[timestep]
+            latents = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        return latents
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -406,6 +484,7 @@ class AnimateDiff(VideoModel):
             "method": self.method,
             "base_model": _lasting(self.config.base_model),
             "motion_adapter": None if self.config.motion_adapter is None else _lasting(self.config.motion_adapter),
+            "motion_module_pe_multiplier": self._motion.stretch,
             "motion": self._facts.as_meta(),
             **asdict(self.conventions),
             "num_frames": self.config.dataset.num_frames,
@@ -502,124 +581,6 @@ class AnimateDiff(VideoModel):
                     if key in take.state:
                         moved += strength * (take.state[key].float() - base)
                 current[key].copy_(moved)
-
-
-# --- parts of the denoiser -------------------------------------------------------------------------------------------
-
-
-def new_motion_modules(unet2d: UNet2DConditionModel, motion: Motion) -> tuple[MotionAdapter, MotionFacts]:
-    """Motion modules that begin without effect: their last layer is zero, as the original's is (diffusers' is not)."""
-    channels = unet2d.config.block_out_channels
-    heads = motion.heads or fitting_heads(channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(FRESH_SEED)
-        adapter = MotionAdapter(
-            block_out_channels=channels,
-            motion_layers_per_block=unet2d.config.layers_per_block,
-            motion_num_attention_heads=heads,
-            motion_norm_num_groups=unet2d.config.norm_num_groups,
-            motion_max_seq_length=motion.positions,
-            use_motion_mid_block=motion.mid_block,
-        )
-    for module in adapter.modules():
-        if isinstance(module, AnimateDiffTransformer3D):
-            torch.nn.init.zeros_(module.proj_out.weight)
-            torch.nn.init.zeros_(module.proj_out.bias)
-    version = motion.version or ("v2" if motion.mid_block else "v3")
-    return adapter, MotionFacts(motion.positions, motion.mid_block, version, heads, unet2d.config.norm_num_groups)
-
-
-def _joined(unet2d: UNet2DConditionModel, adapter: MotionAdapter, base: str, source: str | None) -> UNetMotionModel:
-    """One denoiser of both; it takes over their tensors, so nothing is copied or rounded."""
-    name = source or "the new motion modules"
-    try:
-        with torch.device("meta"):
-            unet = UNetMotionModel.from_unet2d(unet2d, adapter, load_weights=False)
-    except ValueError as error:
-        raise ModelError(f"{name} does not fit the base model {base}: {error}") from error
-    load_strictly(unet, {**unet2d.state_dict(), **adapter.state_dict()}, f"{base} with {name}")
-    return unet
-
-
-def motion_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Every module inside the motion modules, by path."""
-    return {name: module for name, module in unet.named_modules() if ".motion_modules." in name}
-
-
-def lora_targets(unet: torch.nn.Module, endings: Sequence[str]) -> list[str]:
-    """Paths of the linear layers inside the motion modules that end so. ModelError lists what is there."""
-    linear = [name for name, module in motion_layers(unet).items() if isinstance(module, torch.nn.Linear)]
-    for ending in endings:
-        if not any(_ends(name, ending) for name in linear):
-            raise ModelError(
-                f"adapter.target_modules: {ending!r} is no linear layer of the motion modules; there are "
-                f"{', '.join(_kinds(linear))}"
-            )
-    return [name for name in linear if any(_ends(name, ending) for ending in endings)]
-
-
-def chosen_parameters(unet: torch.nn.Module, endings: Sequence[str]) -> list[torch.nn.Parameter]:
-    """All motion parameters, or those under the motion modules' parts that end so. ModelError lists what is there."""
-    layers = motion_layers(unet)
-    for ending in endings:
-        if not any(_ends(name, ending) for name in layers):
-            raise ModelError(
-                f"trainable_modules: {ending!r} is no part of the motion modules; there are {', '.join(_kinds(layers))}"
-            )
-    chosen: dict[int, torch.nn.Parameter] = {}
-    for name, module in layers.items():
-        if not endings or any(_ends(name, ending) for ending in endings):
-            chosen.update({id(parameter): parameter for parameter in module.parameters()})
-    return list(chosen.values())
-
-
-def _ends(path: str, ending: str) -> bool:
-    return path == ending or path.endswith("." + ending)
-
-
-def _kinds(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """The names of parts within a motion module, each once: attn1.to_q, ff.net.0.proj, proj_in, ..."""
-    found: dict[str, None] = {}
-    for path in paths:
-        own = path.split(".motion_modules.", 1)[1].partition(".")[2]
-        own = own.split("transformer_blocks.", 1)[-1].partition(".")[2] if "transformer_blocks." in own else own
-        if own and own != "transformer_blocks":
-            found[own] = None
-    return list(found)
-
-
-def checkpoint_blocks(unet: UNetMotionModel, keep_random_state: bool) -> None:
-    """Compute resnets, spatial transformers and motion modules again in the backward pass instead of keeping their
-    activations. diffusers' own switch reaches the resnets only, at more than twice the memory."""
-    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        for module in part.modules():
-            if isinstance(module, (ResnetBlock2D, Transformer2DModel, AnimateDiffTransformer3D)):
-                module.forward = partial(_checkpointed, module.forward, keep_random_state)
-
-
-def _checkpointed(forward: Any, keep_random_state: bool, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keep_random_state, **kwargs)
-
-
-def use_xformers(unet: torch.nn.Module, where: torch.device, dtype: torch.dtype) -> None:
-    """xformers' attention in the spatial transformers, if a tiny call works on the device; SDPA otherwise.
-
-    Motion modules keep SDPA: their batch is every pixel of a clip, beyond what xformers' kernels can be launched with.
-    """
-    try:
-        from xformers.ops import memory_efficient_attention
-
-        tiny = torch.zeros(1, 16, 2, 32, device=where, dtype=dtype, requires_grad=True)
-        memory_efficient_attention(tiny, tiny, tiny).sum().backward()
-    except (ImportError, OSError, RuntimeError, ValueError, AttributeError, NotImplementedError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("xformers does not work on %s (%s); PyTorch's own attention is used", where, reason)
-        return
-    for module in unet.modules():
-        if isinstance(module, Transformer2DModel):
-            module.set_use_memory_efficient_attention_xformers(True)
 
 
 def _described(config: AnimateDiffSampleConfig) -> Take | None:
