@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,22 @@ from trainers.runs import RunFolder
 Event = dict[str, Any]
 
 #: Events that belong to a step, and are void when a run is resumed from an earlier one.
-_OF_A_STEP = ("step", "validation", "sample", "checkpoint")
+_OF_A_STEP = ("step", "validation", "sample", "measure", "checkpoint")
+
+#: What is shown of a `measure` event, by its name for people: 0 to 1, or None where it is not known.
+MEASURES: dict[str, Callable[[Event], float | None]] = {
+    "new motion": lambda event: event["new_motion"],
+    "old motion kept": lambda event: None if event["motion_change"] is None else 1 - event["motion_change"],
+    "style drift": lambda event: event["style"],
+}
+#: Their colours, which stand out from a light ground and a dark one.
+MEASURE_COLOURS = {"new motion": "#479a5c", "old motion kept": "#cf5c4c", "style drift": "#4a86c8"}
+#: How to read them.
+HOW_TO_READ = (
+    "At the same prompts and seeds, from 0 to 1: choose a take after new motion (how much it moves like your training "
+    "clips) has risen and before style drift (how far its colours and texture are from the base's) climbs; old motion "
+    "kept is what is left of the base's movement."
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,34 @@ def loss_table(events: Iterable[Event], max_points: int = 1000, smoothing: float
     rows = [(step, loss, name) for name, points in series.items() for step, loss in _thin(points, max_points)]
     table = pd.DataFrame(rows, columns=["step", "loss", "series"])
     return table.astype({"step": "int64", "loss": "float64", "series": "object"})
+
+
+def measure_table(events: Iterable[Event]) -> pd.DataFrame:
+    """Rows of (step, value, series): the means over the prompts at each step with samples, of each of `MEASURES`."""
+    by_step: dict[int, dict[Any, Event]] = {}
+    for event in valid_events(events):
+        if event["type"] == "measure":
+            by_step.setdefault(event["step"], {})[event["prompt"], event["seed"]] = event
+    means = {step: measure_means(found.values()) for step, found in sorted(by_step.items())}
+    points = [(step, means[step][name], name) for name in MEASURES for step in means]
+    rows = [point for point in points if point[1] is not None]
+    table = pd.DataFrame(rows, columns=["step", "value", "series"])
+    return table.astype({"step": "int64", "value": "float64", "series": "object"})
+
+
+def measure_means(measures: Collection[Event]) -> dict[str, float | None]:
+    """The mean of each of `MEASURES` over events; None where no event knows it."""
+    return {name: _mean(map(give, measures)) for name, give in MEASURES.items()}
+
+
+def mean_motion(measures: Collection[Event]) -> float | None:
+    """How far a pixel moves from frame to frame, as a share of the diagonal; the mean over events, None if unknown."""
+    return _mean(event["motion"] for event in measures)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _points(events: Iterable[Event], type: str, value: str) -> list[tuple[int, float]]:

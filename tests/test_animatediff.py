@@ -27,14 +27,7 @@ from examples import tiny
 from trainers import lora
 from trainers.families.animatediff import base_model as base_models
 from trainers.families.animatediff import model as models
-from trainers.families.animatediff.checkpoint import (
-    export,
-    motion_part,
-    read_motion,
-    read_original,
-    read_take,
-    to_original,
-)
+from trainers.families.animatediff.checkpoint import motion_part, read_motion, read_take, to_original
 from trainers.families.animatediff.config import AnimateDiffSampleConfig, AnimateDiffTrainConfig
 from trainers.families.animatediff.model import AnimateDiff
 from trainers.families.base import Example, ModelError, SampleRequest
@@ -578,106 +571,6 @@ def test_a_take_brings_its_conventions_and_its_form(base, tmp_path):
     wrong = sample_model(base, motion_adapter=str(base / "motion_adapter"))
     with pytest.raises(ModelError, match="mid_block"):
         wrong.load([(own, 1.0)])
-
-
-@pytest.mark.parametrize("form", ["safetensors", "ckpt", "state_dict", "module", "whole", "without_pe"])
-def test_original_files_of_every_form_are_read(base, tmp_path, form):
-    module, facts = read_motion(base / "motion_adapter")
-    original = to_original(module)
-    path = tmp_path / ("mm.safetensors" if form == "safetensors" else "mm.ckpt")
-    if form == "safetensors":
-        save_file(original, path)
-    elif form == "state_dict":
-        torch.save({"state_dict": original | {"animatediff_config": {"a": 1}}, "epoch": 3, "global_step": 7}, path)
-    elif form == "module":
-        torch.save({f"module.{key}": value for key, value in original.items()}, path)
-    elif form == "whole":
-        torch.save({"state_dict": {**original, "conv_in.weight": torch.zeros(1), "conv_in.bias": torch.zeros(1)}}, path)
-    elif form == "without_pe":
-        torch.save({key: value for key, value in original.items() if not key.endswith(".pe")}, path)
-    else:
-        torch.save(original, path)
-    again, read_facts = read_original(path)
-    assert again.keys() == module.keys()
-    assert all(torch.equal(value, module[key]) for key, value in again.items())
-    assert (read_facts.positions, read_facts.mid_block, read_facts.version) == (32, True, "v2")
-    assert facts.heads == 4
-
-
-def test_stretched_encodings_survive(base, tmp_path):
-    module, _ = read_motion(base / "motion_adapter")
-    stretched = {k: v.repeat_interleave(2, dim=1) if k.endswith(".pe") else v for k, v in module.items()}
-    file = tmp_path / "long.safetensors"
-    save_file(to_original(stretched), file, metadata={"dailies": json.dumps({"heads": 4})})
-    model = train_model(base, motion_adapter=str(file), dataset={"num_frames": 48})
-    pe = "down_blocks.0.motion_modules.0.transformer_blocks.0.pos_embed.pe"
-    assert torch.equal(model.unet.state_dict()[pe], stretched[pe])
-    folder = saved(model, tmp_path / "step-000001")
-    assert torch.equal(load_file(folder / "diffusion_pytorch_model.safetensors")[pe], stretched[pe])
-    assert "64 positions" in export(folder, "original", tmp_path / "out.safetensors")
-    assert torch.equal(read_original(tmp_path / "out.safetensors")[0][pe], stretched[pe])
-
-
-# --- exports ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("target", ["original:mm.safetensors", "original:mm.ckpt", "diffusers:adapter"])
-def test_exports_act_as_the_checkpoint_does(base, checkpoints, tmp_path, method, target):
-    format, name = target.split(":")
-    report = export(checkpoints[method], format, tmp_path / name)
-    assert f"wrote {tmp_path / name}" in report
-    assert "keys matched" in report
-    state, facts = read_motion(tmp_path / name)
-    model = sample_model(base, checkpoints=[str(checkpoints[method])])
-    model.load([(checkpoints[method], 1.0)])
-    if method == "lora":
-        base_state, _ = read_motion(base / "motion_adapter")
-        changed = {key for key, value in state.items() if not torch.equal(value, base_state[key])}
-        assert changed
-        assert all(".to_" in key for key in changed)
-        if name.endswith(".ckpt"):
-            return  # tells no head count, which matters to these tiny modules alone
-        merged = sample_model(base, motion_adapter=str(tmp_path / name))
-        clips = [m.sample(REQUEST, Draws.seeded(1)).astype(int) for m in (merged, model)]
-        assert np.abs(clips[0] - clips[1]).max() <= 1
-    else:
-        own = motion_part(model.unet.state_dict())
-        assert own.keys() == state.keys()
-        assert all(torch.equal(value, state[key]) for key, value in own.items())
-    assert facts.positions == 32
-
-
-def test_original_files_hold_bare_names_and_every_encoding_twice(checkpoints, tmp_path):
-    export(checkpoints["motion_module"], "original", tmp_path / "mm.safetensors")
-    keys = load_file(tmp_path / "mm.safetensors").keys()
-    assert (
-        "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.norms" not in keys
-    )
-    assert all(".temporal_transformer." in key for key in keys)
-    assert len(keys) == 28 * len({key.split(".temporal_transformer.")[0] for key in keys})
-    assert sum(key.endswith("pos_encoder.pe") for key in keys) == 2 * len(keys) / 28
-
-
-def test_exports_refuse_what_they_cannot_do(base, checkpoints, tmp_path):
-    with pytest.raises(ModelError, match="known: original, diffusers"):
-        export(checkpoints["full"], "nosuch", tmp_path / "x")
-    (tmp_path / "here.safetensors").write_text("mine")
-    with pytest.raises(ModelError, match="exists already"):
-        export(checkpoints["full"], "original", tmp_path / "here.safetensors")
-    assert (tmp_path / "here.safetensors").read_text() == "mine"
-    with pytest.raises(ModelError, match="ending"):
-        export(checkpoints["full"], "original", tmp_path / "x")
-    with pytest.raises(ModelError, match="not a checkpoint"):
-        export(tmp_path, "original", tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="does not exist"):
-        export(tmp_path / "nowhere", "original", tmp_path / "x.safetensors")
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / lora.FILE_NAME).write_bytes((checkpoints["lora"] / lora.FILE_NAME).read_bytes())
-    with pytest.raises(ModelError, match="does not say which motion adapter"):
-        export(bare, "diffusers", tmp_path / "y")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "here.safetensors"]
 
 
 # --- what a person may get wrong -------------------------------------------------------------------------------------

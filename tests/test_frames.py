@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainers.config import DatasetConfig
-from trainers.data.frames import choose_frames, most_frames, most_stride, needed_frames, span
+from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride, needed_frames, span
 
 
 def settings(**values) -> DatasetConfig:
@@ -109,3 +112,79 @@ def test_span_and_what_would_fit():
     assert most_stride(31, 8, config) == 2
     assert most_stride(15, 8, config) == 0
     assert most_stride(16, 8, settings(num_frames=16, frame_stride=5)) == 1
+
+
+# --- Equal to upstream -----------------------------------------------------------------------------------------------
+
+REFERENCE = json.loads((Path(__file__).parent / "data" / "animatediff" / "frame_indices.json").read_text())
+
+
+def chosen(case: dict, seed: int | None = None, **values) -> list[int]:
+    """What a clip gives of as many frames as it can give, in one list."""
+    config = DatasetConfig(path="data", frame_buckets=True, **values)
+    available = case["video_frames"]
+    samples = choose_frames(available, 8, config, most_frames(available, 8, config), random.Random(seed))
+    return [number for sample in samples for number in sample]
+
+
+@pytest.mark.parametrize("case", REFERENCE["MultiTuneAVideoDataset"])
+def test_first_frames_are_those_of_a_list_of_videos(case):
+    """Where upstream goes on with no frames at all, because the start lies beyond the end, there is no sample here."""
+    found = chosen(
+        case,
+        frame_selection="first",
+        num_frames=case["n_sample_frames"],
+        frame_stride=case["sample_frame_rate"],
+        start_frame=case["sample_start_idx"],
+    )
+    assert found == case["indices"]
+    assert len(found) == case["shape"][0]
+
+
+@pytest.mark.parametrize("case", REFERENCE["swift_AnimateDiffDataset"] + REFERENCE["guoyww_WebVid10M"])
+def test_random_frames_are_those_of_webvid(case):
+    length = 1 if case.get("is_image") else case["sample_n_frames"]
+    found = chosen(
+        case,
+        case["python_random_seed"],
+        frame_selection="random",
+        repeat_frames=True,
+        num_frames=length,
+        frame_stride=case["sample_stride"],
+    )
+    assert found == case["indices"]
+
+
+@pytest.mark.parametrize("case", REFERENCE["tumurzakov_AnimateDiffDataset"])
+def test_random_frames_are_those_of_a_folder_of_samples(case):
+    found = chosen(case, case["python_random_seed"], frame_selection="random", num_frames=case["video_length"])
+    assert found == case["indices"]
+
+
+# --- Clips that are too short ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("available", [1, 5, 16, 40, 60])
+@pytest.mark.parametrize("fps", [None, 4])
+def test_a_stretched_clip_is_seen_from_its_first_frame_to_its_last(available, fps):
+    config = settings(frame_selection="random", repeat_frames=True, num_frames=16, frame_stride=4, fps=fps)
+    assert most_frames(available, 8, config) == 16
+    (sample,) = choose_frames(available, 8, config, 16, random.Random(3))
+    assert len(sample) == 16
+    assert (sample[0], sample[-1]) == (0, available - 1)
+    assert sample == sorted(sample)
+    assert full_frames(config, 8, 16) == (61 if fps is None else 121)
+    assert needed_frames(config, 8, 16) == 1
+
+
+def test_stretching_rounds_as_numpy_does():
+    """123 frames over 15 points: exact arithmetic would give other numbers."""
+    config = settings(frame_selection="random", repeat_frames=True, num_frames=15, frame_stride=9)
+    (sample,) = choose_frames(123, 8, config, 15, random.Random(0))
+    assert sample == np.linspace(0, 122, 15, dtype=int).tolist()
+    assert sample != [i * 122 // 14 for i in range(15)]
+
+
+@pytest.mark.parametrize("selection", ["first", "uniform", "windows"])
+def test_only_random_samples_are_stretched(selection):
+    assert choose(3, frame_selection=selection, repeat_frames=True) == []

@@ -6,7 +6,19 @@ import pytest
 
 from studio import progress
 from studio.jobs import Job, JobState
-from studio.progress import RunReader, best_step, log_tail, loss_table, samples, status
+from studio.progress import (
+    MEASURE_COLOURS,
+    MEASURES,
+    RunReader,
+    best_step,
+    log_tail,
+    loss_table,
+    mean_motion,
+    measure_means,
+    measure_table,
+    samples,
+    status,
+)
 from trainers.events import EventLog
 from trainers.runs import RunFolder
 
@@ -37,6 +49,11 @@ def validation(number, loss):
 def sample(number, path, seconds=2.0):
     return {"type": "sample", "time": 104.0, "step": number, "path": path, "prompt": "p", "seed": 1, "take": "base",
             "strength": 1.0, "seconds": seconds}  # fmt: skip
+
+
+def measure(number, prompt="p", motion=0.01, change=0.25, new=0.5, style=0.1):
+    return {"type": "measure", "time": 104.5, "step": number, "take": "t", "prompt": prompt, "seed": 1,
+            "motion": motion, "motion_change": change, "new_motion": new, "style": style}  # fmt: skip
 
 
 def checkpoint(number):
@@ -195,6 +212,42 @@ def test_of_samples_with_one_path_the_last_counts():
 
 
 # --- files
+
+
+def curve(table, name):
+    rows = table[table["series"] == name]
+    return list(zip(rows["step"], rows["value"].round(6), strict=True))
+
+
+def test_measures_are_means_over_the_prompts_by_step():
+    events = [
+        started(),
+        measure(20, "p"),
+        measure(0, "p", change=0, style=0),
+        measure(0, "q", change=0, style=0, new=1),
+    ]
+    events += [measure(20, "q", change=0.75, new=0.9, style=0.3)]
+    table = measure_table(events)
+    assert curve(table, "new motion") == [(0, 0.75), (20, 0.7)]
+    assert curve(table, "old motion kept") == [(0, 1.0), (20, 0.5)]
+    assert curve(table, "style drift") == [(0, 0.0), (20, 0.2)]
+    assert set(MEASURES) == set(MEASURE_COLOURS)
+    assert measure_table([started()]).empty
+
+
+def test_what_is_not_known_is_left_out_of_the_means():
+    one_frame = measure(0, motion=None, change=None, new=None, style=0.2)
+    assert set(measure_table([one_frame])["series"]) == {"style drift"}
+    assert measure_means([one_frame, measure(0, style=None)]) == {
+        "new motion": 0.5, "old motion kept": 0.75, "style drift": 0.2,
+    }  # fmt: skip
+    assert measure_means([]) == {"new motion": None, "old motion kept": None, "style drift": None}
+    assert mean_motion([one_frame]) is None and mean_motion([one_frame, measure(0, motion=0.03)]) == 0.03
+
+
+def test_measures_of_steps_that_a_resumed_run_made_void_are_gone():
+    events = [started(), measure(0), measure(20, new=0.1), measure(40), started(20), measure(20, new=0.3)]
+    assert curve(measure_table(events), "new motion") == [(0, 0.5), (20, 0.3)]
 
 
 def test_reader_goes_on_where_it_was(tmp_path: Path):

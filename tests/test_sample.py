@@ -125,6 +125,26 @@ def test_the_same_frames_give_the_same_file_every_time(compare, tmp_path):
     assert len(files) == 1
 
 
+def test_takes_are_measured_against_the_base_column(compare, run):
+    """Cells that come from the cache too, and like the samples of training."""
+    code, cells, events = compare(strengths=[1.0, 0.0])
+    measured = [e for e in events if e["type"] == "measure"]
+    assert code == 0 and [(m["column"], m["row"]) for m in measured] == [(c["column"], c["row"]) for c in cells]
+    for measure in measured:
+        same_as_base = measure["take"] == "base" or measure["strength"] == 0
+        assert (measure["motion_change"] == 0) == same_as_base == (measure["style"] == 0)
+    again = [e for e in compare("again", strengths=[1.0, 0.0])[2] if e["type"] == "measure"]
+    assert [m | {"time": 0} for m in again] == [m | {"time": 0} for m in measured]
+    trained = [e for e in read(run / "events.jsonl")[0] if e["type"] == "measure"]
+    numbers = ("motion", "motion_change", "new_motion", "style")
+    here = {m["step"]: m for m in measured if m["prompt"] == "a red circle" and m["strength"] == 1}
+    assert [[m[key] for key in numbers] for m in trained] == [
+        [here[m["step"]][key] for key in numbers] for m in trained
+    ]
+    without = [e for e in compare("alone", include_base=False)[2] if e["type"] == "measure"]
+    assert len(without) == 4 and all(m["motion_change"] is None and m["motion"] is not None for m in without)
+
+
 def test_strength_zero_is_the_base(compare):
     _, cells, _ = compare(strengths=[0.0], prompts=["a red circle"])
     base, none, _ = (frames_of(cell["file"]) for cell in cells)

@@ -126,6 +126,53 @@ def test_cells_stand_where_their_events_say(workspace, queue):
     assert value["pending"] == "waiting"
 
 
+def measure(log, column, row, step=0, motion=0.01, change=0.0, new=None, style=0.0):
+    prompt, seed = PROMPTS[row // 2], 1 + row % 2
+    log.write(
+        "measure", step=step, take="as the columns say", strength=1.0, prompt=prompt, seed=seed, column=column, row=row,
+        motion=motion, motion_change=change, new_motion=new, style=style,
+    )  # fmt: skip
+
+
+def test_what_has_moved_stands_by_take_in_the_order_of_steps(workspace, queue):
+    run = trained(workspace, [100, 200], best=100)
+    late, early = (str(run.path / f"checkpoints/step-{step:06d}") for step in (200, 100))
+    folder = workspace.new_run(sample_config(workspace, [late, early]), "orbit takes")
+    runs, log = Runs(workspace, queue), EventLog(folder.events)
+
+    def moved():
+        return compare.moved_value(workspace, find(runs.entries(), folder.id), runs.events(folder))["takes"]
+
+    assert moved() == []
+    for row in (0, 1):
+        measure(log, 0, row)
+        measure(log, 1, row, step=200, change=0.2 + 0.2 * row, style=0.5, new=0.8, motion=0.004)
+        measure(log, 2, row, step=100, change=0.1, style=0.25)
+    measure(log, 1, 1, step=200, change=0.6, style=0.5, new=0.9, motion=None)  # the comparison was started again
+    measure(log, 7, 0)  # no such column
+    takes = moved()
+    assert [(take["label"], take["mark"]) for take in takes] == [
+        ("base", ""), ("orbit-0001 100", "best"), ("orbit-0001 200", ""),
+    ]  # fmt: skip
+    bars = [{bar["name"]: bar["text"] for bar in take["bars"]} for take in takes]
+    assert bars[0] == {"new motion": "", "old motion kept": "1.00", "style drift": "0.00"}
+    assert bars[1] == {"new motion": "", "old motion kept": "0.90", "style drift": "0.25"}
+    assert bars[2] == {"new motion": "0.85", "old motion kept": "0.60", "style drift": "0.50"}
+    assert [take["moves"] for take in takes] == ["1 %", "1 %", "0.4 %"]
+    (workspace.root / "runs" / folder.id / "config.yaml").write_text("family: nobody's")
+    assert moved() == []
+
+
+def test_the_card_appears_with_the_first_measure(workspace, queue):
+    runs = Runs(workspace, queue)
+    folder = workspace.new_run(sample_config(workspace), "base")
+    shown, seen, *updates = compare.refresh(runs, None, {})
+    assert dict(zip(compare.SHOWN, updates, strict=True))["moved"]["visible"] is False
+    measure(EventLog(folder.events), 0, 0)
+    updates = dict(zip(compare.SHOWN, compare.refresh(runs, shown, seen)[2:], strict=True))
+    assert updates["moved"]["visible"] is True and updates["measures"]["takes"][0]["label"] == "base"
+
+
 def test_a_comparison_that_ended_waits_for_nothing(workspace, queue):
     folder = workspace.new_run(sample_config(workspace), "base")
     log = EventLog(folder.events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 import studio
 from studio.forms import Form
 from studio.jobs import JobQueue
+from studio.tabs import configure
 from studio.tabs.configure import (
     command,
     form_of,
@@ -30,6 +32,7 @@ from studio.tabs.configure import (
 from studio.worker import launch_line
 from studio.workspace import PROJECT, Workspace
 from trainers.config import ConfigError, to_yaml
+from trainers.data.formats import webvid
 from trainers.families import FAMILIES, load_config
 
 DEMO_FAMILY = "animatediff"
@@ -99,6 +102,88 @@ def test_clips_that_are_left_out_are_named(workspace: Workspace, form: Form[Any]
     assert len(left_out) == 3
     for clip in dataset.clips[:3]:
         assert any(clip.name in text for text in left_out)
+
+
+@pytest.fixture
+def table(workspace: Workspace, tmp_path: Path) -> Path:
+    """The demo's clips as somebody else has them: a folder of videos and a CSV file, outside the workspace."""
+    return webvid.write(workspace.dataset("demo"), tmp_path / "theirs")
+
+
+def test_videos_are_used_where_they_lie(workspace: Workspace, form: Form[Any], table: Path) -> None:
+    with table.open("a") as rows:
+        rows.write("not there,gone.mp4\n")
+    values = form.merge(
+        starting_values(form, workspace),
+        {
+            "dataset.path": str(table),
+            "dataset.format": "webvid",
+            "dataset.video_folder": str(table.parent / "videos"),
+            "dataset.repeats": 4,
+            "dataset.frame_selection": "first",
+            "dataset.num_frames": 8,
+            "dataset.frame_stride": 1,
+        },
+    )
+    now = preview(form, FAMILY, values)
+    assert now.problems == []
+    assert now.line == "12 of 13 clips used, each 4 times in a pass, 60 steps"
+    told = [text for _, text in now.remarks]
+    assert any(text.startswith("Left out: gone.mp4 is missing: there is no file") for text in told)
+    assert sum("never seen: frames 8 to" in text for text in told) == 8
+    assert "Of 4 more clips there is the like to say." in told
+    assert not list(table.parent.rglob("*.webp"))
+    assert now.config.dataset.format == "webvid"
+
+
+def test_what_is_wrong_with_a_table_stands_at_its_field(workspace: Workspace, form: Form[Any], table: Path) -> None:
+    start = form.merge(starting_values(form, workspace), {"dataset.format": "webvid"})
+    gone = str(table.parent / "gone")
+    headless = table.with_name("headless.csv")
+    headless.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
+    for given, where, part in (
+        ({"dataset__path": f"{gone}.csv"}, "dataset.path", f"CSV file {gone}.csv cannot be read: it does not exist"),
+        ({"dataset__path": str(headless)}, "dataset.path", "needs the columns name and contentUrl (or videoid)"),
+        ({"dataset__path": str(table)}, "dataset.video_folder", "set Video folder to the folder of the videos"),
+        ({"dataset__path": str(table), "dataset__video_folder": gone}, "dataset.video_folder", "does not exist"),
+        (
+            {"dataset__format": "list", "dataset__videos": "a\nb", "dataset__prompts": ""},
+            "dataset.prompts",
+            "0 prompts",
+        ),
+    ):
+        found = problems(form, start, **given)
+        assert found[0][0] == where, found
+        assert part in found[0][1], found
+        assert form.marks(form.merge(start, {}), found).problems[where] == found[0][1]
+
+
+def test_many_videos_are_looked_at_bit_by_bit(
+    workspace: Workspace, form: Form[Any], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configure, "PATIENCE", 0)
+    given = {
+        "dataset.path": str(table),
+        "dataset.format": "webvid",
+        "dataset.video_folder": str(table.parent / "videos"),
+    }
+    values = form.merge(starting_values(form, workspace), given)
+    seen = []
+    while (now := preview(form, FAMILY, values)).unfinished:
+        assert not now.starts
+        assert now.problems[0][0] == "dataset.path"
+        seen.append(int(now.problems[0][1].split(": ")[1].split(" of 12 so far")[0]))
+    assert seen == sorted(set(seen)), "each answer is further than the one before"
+    assert 0 < len(seen) < 12
+    assert now.starts
+
+
+def test_a_preset_says_how_to_train_and_not_on_what(workspace: Workspace, form: Form[Any], table: Path) -> None:
+    given = {"dataset.path": str(table), "dataset.format": "webvid", "dataset.max_clips": 3, "seed": 7}
+    now = form.merge(starting_values(form, workspace), given)
+    filled = values_from(f"preset:{next(iter(FAMILY.presets))}", form, FAMILY, workspace, now)
+    shown = dict(zip(form.paths, filled, strict=True))
+    assert {path: shown[path] for path in given} == {**given, "seed": "42"}
 
 
 def test_the_command_is_what_the_queue_runs(workspace: Workspace, form: Form[Any], tmp_path: Path) -> None:
@@ -236,3 +321,32 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
     saved = yaml.safe_load(workspace.run("by-key-0002").config.read_text())
     assert saved["dataset"]["height"] == 32
     assert json.dumps(saved)
+
+
+@pytest.mark.browser
+def test_a_page_looks_on_until_every_video_is_known(
+    workspace: Workspace, table: Path, chromium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configure, "PATIENCE", 0)
+    workspace.db.touch()
+    config = yaml.safe_load(to_yaml(workspace.demo_config()))
+    config["dataset"] |= {"path": str(table), "format": "webvid", "video_folder": str(table.parent / "videos")}
+    handle = studio.launch(workspace.root, devices=["cpu"], inline=False)
+    handle.worker.close()
+    context = chromium.new_context()
+    tab = context.new_page()
+    try:
+        tab.goto(handle.url)
+        tab.wait_for_selector(".clip")
+        tab.get_by_role("tab", name="Configure").click()
+        tab.get_by_text("This run would start", exact=True).wait_for()
+        tab.get_by_text("Use a config of your own").click()
+        tab.locator("#paste-config textarea").fill(yaml.safe_dump(config))
+        tab.locator("#fill-form").click()
+        tab.get_by_text(re.compile(r"The videos are being looked at, which is done once: \d+ of 12")).first.wait_for()
+        assert tab.locator("#queue-run").is_disabled()
+        tab.get_by_text("This run would start", exact=True).wait_for()
+        assert "format: webvid" in tab.locator("#yaml").inner_text()
+    finally:
+        context.close()
+        handle.close()

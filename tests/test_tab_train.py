@@ -8,9 +8,10 @@ import time
 from types import SimpleNamespace
 
 import gradio as gr
+import pandas as pd
 import pytest
 
-from studio import ui
+from studio import progress, ui
 from studio.access import Access
 from studio.jobs import JobError, JobQueue, JobState
 from studio.parts.lists import head, head_value, job_list, jobs_value
@@ -19,7 +20,7 @@ from studio.tabs import train
 from studio.worker import Worker
 from studio.workspace import Workspace, WorkspaceError
 from trainers.events import EventLog
-from trainers.families import parse_config
+from trainers.families import parse_config, parse_sample_config
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -46,6 +47,8 @@ def sampled(folder, log, step):
         path = file.relative_to(folder.path).as_posix()
         take = f"step-{step:06d}" if step else "base"
         log.write("sample", step=step, path=path, prompt=prompt, seed=42, take=take, strength=1.0, seconds=1.0)
+        measured = {"motion": 0.01, "motion_change": step / 100, "new_motion": 0.4 + step / 200, "style": step / 400}
+        log.write("measure", step=step, take=take, prompt=prompt, seed=42, **measured)
 
 
 def checkpointed(folder, log, step, loss):
@@ -260,6 +263,45 @@ def test_without_samples_the_wall_says_why(workspace, queue):
         "no validation prompts"
         in train.samples_value(workspace, folder, [], config(workspace, prompts=[]), True)["empty"]
     )
+
+
+def test_a_plot_shows_what_has_moved_as_soon_as_there_is_a_line_to_draw(workspace, queue):
+    runs, folder = Runs(workspace, queue), trained(workspace, "orbit", upto=0)
+    _, seen, sent = look(runs, folder.id)
+    assert sent["moved"]["visible"] is False and "measures" not in sent
+    log = EventLog(folder.events)
+    log.write("step", step=20, loss=0.1, learning_rate=1e-3, seconds_per_step=0.5)
+    sampled(folder, log, 20)
+    _, seen, sent = look(runs, folder.id, folder.id, seen)
+    assert sent["moved"]["visible"] is True
+    table = sent["measures"]["value"]
+    assert set(table["series"]) == set(progress.MEASURES)
+    kept = table[table["series"] == "old motion kept"]
+    assert list(zip(kept["step"], kept["value"], strict=True)) == [(0, 1.0), (20, 0.8)]
+    comparison = look(runs, folder.id, folder.id, seen)
+    assert comparison[2] == {}, "nothing new, nothing sent"
+
+
+def test_each_series_stands_in_the_first_table(workspace, queue):
+    """Gradio's plot draws only the series that the first table had: one that comes later stands there without value."""
+    table = pd.DataFrame({"step": [0, 20], "value": [0.0, 0.1], "series": ["style drift"] * 2})
+    drawn = train.with_all(table, progress.MEASURES)
+    assert set(drawn["series"]) == set(progress.MEASURES)
+    assert drawn.loc[drawn["series"] != "style drift", "value"].isna().all()
+    assert train.with_all(drawn, progress.MEASURES) is drawn
+
+
+def test_plots_of_a_run_do_not_stay_beside_another(workspace, queue):
+    """A comparison has no losses."""
+    runs, folder = Runs(workspace, queue), trained(workspace)
+    given = {"family": "animatediff", "base_model": str(workspace.models / "tiny"), "prompts": PROMPTS, "seeds": [1]}
+    comparison = workspace.new_run(parse_sample_config(given), "takes")
+    _, seen, sent = look(runs, folder.id)
+    assert sent["plot"]["visible"] is True and sent["moved"]["visible"] is True
+    _, seen, sent = look(runs, comparison.id, folder.id, seen)
+    assert sent["plot"]["visible"] is False and sent["moved"]["visible"] is False
+    _, _, sent = look(runs, folder.id, comparison.id, seen)
+    assert sent["plot"]["visible"] is True and sent["moved"]["visible"] is True
 
 
 # --- refreshing -------------------------------------------------------------------------------------------------------

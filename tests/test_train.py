@@ -116,6 +116,13 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
             assert stream.codec_context.name == "h264"
             assert sum(1 for _ in container.decode(stream)) == 4
     assert yaml.safe_load(run.config.read_text())["adapter"]["rank"] == 4
+    measures = [e for e in events if e["type"] == "measure"]
+    assert [(e["step"], e["take"]) for e in measures] == [(0, "base"), (3, "step-000003"), (6, "step-000006")]
+    assert (measures[0]["motion_change"], measures[0]["style"]) == (0, 0)
+    for measure in measures:
+        assert measure["prompt"] == "a red circle" and measure["motion"] > 0 and 0 < measure["new_motion"] < 1
+    for measure in measures[1:]:
+        assert 0 < measure["motion_change"] < 1 and 0 < measure["style"] < 1
 
     # A folder that holds a run is not written over, and a finished run says that it is finished.
     assert main(["--config", str(config()), "--run-dir", str(run.path)]) == 1
@@ -126,6 +133,8 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
     # More steps: the finished run goes on.
     assert main(["--config", str(config()), "--run-dir", str(run.path), "--resume", "--set", "max_train_steps=7"]) == 0
     assert run.checkpoints()[-1].step == 7
+    last = [e for e in read(run.events)[0] if e["type"] == "measure"][-1]
+    assert last["step"] == 7 and last["motion_change"] > 0, "measured against the base that the first start drew"
     told = [e["text"] for e in read(run.events)[0] if e["type"] == "message"]
     assert "changed since this run began: max_train_steps: 7, was 6" in told
 
@@ -221,7 +230,8 @@ def test_without_cache_the_same_samples_give_the_same_weights(config, tmp_path):
 def test_held_out_clips_are_never_trained_on(config, tiny_dataset):
     from pathlib import Path
 
-    from trainers.data.clips import Dataset, ledger
+    from trainers.data.clips import Dataset
+    from trainers.data.ledger import ledger
     from trainers.data.loader import Batches
     from trainers.families import get_family, load_config
     from trainers.loop import held_samples, hold_out

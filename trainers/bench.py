@@ -23,7 +23,9 @@ import numpy as np
 import torch
 
 from trainers.config import TrainConfig
-from trainers.data.clips import Dataset, ledger
+from trainers.data.clips import Dataset
+from trainers.data.formats import open_dataset
+from trainers.data.ledger import ledger
 from trainers.data.loader import Batches
 from trainers.data.video import frames_decoded, write_video
 from trainers.events import EventLog
@@ -155,7 +157,7 @@ class BareLoop:
         family = get_family(config.family)
         self.model = family.load(config, "train")
         self.optimizer = make_optimizer(config.optimizer, self.model.trained_parameters())
-        dataset = Dataset.open(Path(config.dataset.path))
+        dataset = open_dataset(config.dataset)
         batches = Batches(dataset, ledger(dataset, config, family), config.dataset, config.seed)
         encoded = Encoded(self.model, family.name, folder / "cache", config.seed)
         self.device = self.model.trained_parameters()[0].device

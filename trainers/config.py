@@ -14,10 +14,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 C = TypeVar("C", bound="Section")
@@ -79,8 +79,8 @@ class DatasetConfig(Section):
     format: Literal["dailies", "list", "sidecar", "webvid"] = setting(
         "dailies",
         "How clips and captions lie there. dailies: clips/ and metadata.jsonl. list: the videos and prompts named "
-        "here, relative to path. sidecar: a folder of videos, the caption of a.mp4 in a.txt or a.json. webvid: a CSV file "
-        "with the columns name and contentUrl (or videoid). Other formats than dailies are read where they lie.",
+        "here, relative to path. sidecar: a folder of videos, the caption of a.mp4 in a.txt or a.json. webvid: a CSV "
+        "file with the columns name and contentUrl (or videoid). Other formats than dailies are read where they lie.",
     )
     video_folder: str | None = setting(
         None,
@@ -294,6 +294,14 @@ class TrackingConfig(Section):
     )
 
 
+def _no_is_a_word(value: Any) -> Any:
+    """YAML reads no as false; for a precision it is a word."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no_is_a_word)]
+
+
 class TrainConfig(Section):
     """A training run. A family's subclass narrows `family` and `method` and adds its own fields."""
 
@@ -310,7 +318,7 @@ class TrainConfig(Section):
         "go on from there.",
         ge=0,
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = setting(
+    mixed_precision: Precision = setting(
         "bf16", "Precision of the computation; trained weights stay in 32 bits. no: 32 bits throughout."
     )
     dataset: DatasetConfig
@@ -356,7 +364,7 @@ class SampleConfig(Section):
     num_inference_steps: int = setting(25, "Denoising steps.", ge=1, le=1000)
     guidance_scale: float = setting(7.5, "How strongly a clip follows its prompt; 1 turns guidance off.", ge=1, le=100)
     fps: float = setting(8, "Frames per second of the files.", gt=0, le=240)
-    mixed_precision: Literal["no", "fp16", "bf16"] = setting("bf16", "Precision of the computation. no: 32 bits.")
+    mixed_precision: Precision = setting("bf16", "Precision of the computation. no: 32 bits.")
     attention: Literal["sdpa", "xformers"] = setting("sdpa", "sdpa is PyTorch's own; xformers only if it works.")
     encode_frames: int = setting(8, "Frames that the video decoder takes at a time.", ge=1)
     cache_dir: str | None = setting(
@@ -434,8 +442,13 @@ def parse_yaml(text: str, source: str = "the text") -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError if it is missing or not text."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a config file; ConfigError if it is missing or not text."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError([("", f"config file {path} does not exist")]) from error
     except (UnicodeDecodeError, OSError) as error:
@@ -444,9 +457,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def to_yaml(config: BaseModel) -> str:
     """The whole config as YAML, in the order of the schema."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `parse_yaml` reads as the same values, in their order."""
     stream = io.StringIO()
     yaml.dump(
-        config.model_dump(mode="json"),
+        dict(data),
         stream,
         Dumper=_Dumper,
         sort_keys=False,

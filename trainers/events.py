@@ -18,6 +18,8 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "step": ("step", "loss", "learning_rate", "seconds_per_step"),
     "validation": ("step", "validation_loss"),
     "sample": ("step", "path", "prompt", "seed", "take", "strength", "seconds"),
+    # Of a sample: see trainers/metrics.py for what the numbers mean; one that cannot be known is null.
+    "measure": ("step", "take", "prompt", "seed", "motion", "motion_change", "new_motion", "style"),
     "checkpoint": ("step", "path", "best"),
     "message": ("level", "text"),
     "run_finished": ("status", "reason"),

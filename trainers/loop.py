@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import accelerate
+import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
 from trainers.checkpoints import random_state, random_state_kept, restore, save_checkpoint, unwrapped
 from trainers.config import TrainConfig
-from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger, ledger_summary, nothing_to_train
-from trainers.data.loader import Batches, Sample
+from trainers.data.clips import DatasetError, ReadableDataset
+from trainers.data.formats import open_dataset
+from trainers.data.ledger import LedgerRow, ledger, ledger_messages, nothing_to_train
+from trainers.data.loader import Batches, Sample, read_pixels
 from trainers.events import EventLog
 from trainers.families import get_family
 from trainers.families.base import Example, SampleRequest, VideoModel
+from trainers.metrics import TRAINING_CLIPS, Measures, spread
 from trainers.noise import Draws
 from trainers.optim import make_optimizer, make_schedule
 from trainers.precompute import Encoded, Read
@@ -43,9 +47,10 @@ def train(
 
     # --- what there is to learn from ----------------------------------------------------------------------------------
     family = get_family(config.family)
-    dataset = Dataset.open(Path(config.dataset.path).expanduser())
+    dataset = open_dataset(config.dataset)
     rows = ledger(dataset, config, family)
-    tell_ledger(rows, log)
+    for level, text in ledger_messages(rows, config.dataset.repeats):
+        log.write("message", level=level, text=text)
     problem = nothing_to_train(dataset, rows, config)
     if problem:
         raise DatasetError(problem[1])
@@ -83,6 +88,11 @@ def train(
     if resume:
         first_step = restore(resume, model, optimizer, schedule, accelerator)
 
+    # --- what samples are measured against ----------------------------------------------------------------------------
+    measures = Measures(log)
+    if accelerator.is_main_process and config.validation.prompts:
+        measures.keep_training_motion(some_clips(batches.variants()[0], config.validation.prompts), run.training_motion)
+
     # --- acts of the loop ---------------------------------------------------------------------------------------------
     validation, checkpoint = config.validation, config.checkpoint
     accumulation = config.optimizer.gradient_accumulation_steps
@@ -100,7 +110,7 @@ def train(
         if accelerator.is_main_process and validation.prompts:
             start = starting_clip(encoded, batches.variants()[0], config) if model.starts_from_clip else None
             with random_state_kept(), unwrapped(model, accelerator):
-                draw_samples(model, config, run, log, step, stop, start)
+                draw_samples(model, config, run, log, step, stop, measures, start)
             model.release("decoder")
             if config.dataset.cache:
                 model.release("encoders")
@@ -216,7 +226,7 @@ def hold_out(rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[list[Ledge
 
 
 def held_samples(
-    dataset: Dataset, batches: Batches, held_rows: Sequence[LedgerRow], config: TrainConfig
+    dataset: ReadableDataset, batches: Batches, held_rows: Sequence[LedgerRow], config: TrainConfig
 ) -> list[Sample]:
     """The samples on which the validation loss is measured; at most one for each of its draws."""
     if not config.validation.every_steps:
@@ -228,11 +238,15 @@ def held_samples(
     return first[: config.validation.loss_draws]
 
 
-def tell_ledger(rows: Sequence[LedgerRow], log: EventLog) -> None:
-    for row in rows:
-        if row.reason:
-            log.write("message", level="warning" if row.status == "dropped" else "info", text=row.reason)
-    log.write("message", level="info", text=f"clips: {ledger_summary(rows)}")
+def some_clips(samples: Sequence[Sample], prompts: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Caption and frames, (f, h, w, 3) uint8, of a few training clips: at first of such as have a prompt as caption."""
+    samples = list(dict.fromkeys(samples))  # repeats tell nothing new
+    each = max(1, TRAINING_CLIPS // len(prompts))
+    asked = [s for prompt in dict.fromkeys(prompts) for s in [s for s in samples if s.clip.text == prompt][:each]]
+    asked = asked[:TRAINING_CLIPS]
+    others = [sample for sample in samples if sample not in asked]
+    for sample in asked + [others[k] for k in spread(len(others), TRAINING_CLIPS - len(asked))]:
+        yield sample.clip.text, read_pixels(sample).permute(0, 2, 3, 1).numpy()
 
 
 def encoding_report(log: EventLog, stop: StopSwitch) -> Callable[[int, int], None]:
@@ -367,6 +381,7 @@ def draw_samples(
     log: EventLog,
     step: int,
     stop: StopSwitch,
+    measures: Measures,
     start: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """One clip per validation prompt, through the function that a comparison uses. start: an encoded clip to begin
@@ -402,6 +417,9 @@ def draw_samples(
             strength=1.0,
             seconds=time.monotonic() - began,
         )
+        base = run.sample_dir(config.start_step) / file.name
+        asked = {"step": step, "take": take, "prompt": prompt, "seed": config.validation.seed}
+        measures.write(file, base, run.training_motion, **asked)
     log.write("phase", phase="training", done=step, total=config.max_train_steps)
     set_mode(model, training=True)
 

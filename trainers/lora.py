@@ -7,9 +7,10 @@ A model without adapters is exactly what it was before.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,22 @@ from typing import Any
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 HEADER = "lora_adapter_metadata"  # where diffusers (0.35 and later) looks for rank and alpha
 
+#: PEFT's names (lora_A, or lora_A.NAME as it stands in a model), diffusers' (lora.down), and the older ones on
+#: attention processors, whose layer stands before _lora (processor.to_q_lora.down).
 _KEY = re.compile(
     r"(?P<module>.+?)\."
-    r"(?:(?P<half>lora_A|lora_B)(?:\.default)?|lora\.(?P<older>down|up)|processor\.(?P<old>\w+)_lora\.(?P<side>down|up))"
+    r"(?:(?P<half>lora_A|lora_B)(?:\.(?!weight$)[^.]+)?|lora\.(?P<older>down|up)"
+    r"|processor\.(?P<old>\w+)_lora\.(?P<side>down|up))"
     r"\.weight"
 )
+_PREFIXES = ("base_model.model.",)  # what PEFT puts before a module's path
+#: Ways to begin a LoRA that also change the weights beneath it, which its file does not hold (PEFT: init_lora_weights).
+_CHANGES_ITS_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 class LoraError(Exception):
@@ -49,6 +55,10 @@ class Lora:
     def delta(self) -> torch.Tensor:
         """What it adds to the weight, (out, in) float32."""
         return self.up.float() @ self.down.float() * (self.alpha / self.rank)
+
+    def folded(self, strength: float = 1.0) -> Lora:
+        """The same effect, times `strength`, at alpha = rank: its factor has gone into `up`."""
+        return Lora(self.down.float(), self.up.float() * (strength * self.alpha / self.rank), float(self.rank))
 
 
 # --- in a model ------------------------------------------------------------------------------------------------------
@@ -118,12 +128,15 @@ def parameters(model: torch.nn.Module, name: str = "default") -> Iterator[tuple[
 
 
 def fill(model: torch.nn.Module, adapter: Mapping[str, Lora], name: str = "default") -> None:
-    """Copy weights into an adapter of the same layers and ranks, in place."""
+    """Copy weights into an adapter of the same layers and ranks, in place; the effect is that of `adapter`, whatever
+    alpha the layers have."""
     with torch.no_grad():
         for path, layer in layers(model):
             if name in layer.lora_A:
-                layer.lora_A[name].weight.copy_(adapter[path].down)
-                layer.lora_B[name].weight.copy_(adapter[path].up)
+                given, alpha = adapter[path], float(layer.lora_alpha[name])
+                up = given.up if given.alpha == alpha else given.up.float() * (given.alpha / alpha)
+                layer.lora_A[name].weight.copy_(given.down)
+                layer.lora_B[name].weight.copy_(up)
 
 
 def activate(model: torch.nn.Module, strengths: Mapping[str, float]) -> None:
@@ -160,52 +173,120 @@ def write(file: Path, model: torch.nn.Module, prefix: str, name: str = "default"
         f"{prefix}.rank_pattern": {},  # older diffusers releases want it, though every layer has the same rank
     }
     state = {f"{prefix}.{key}": value.detach().cpu().contiguous() for key, value in parameters(model, name)}
-    save_file(state, file, metadata={"format": "pt", HEADER: json.dumps(header, indent=2, sort_keys=True)})
+    _save(file, state, header, {})
 
 
-def read(file: Path, prefix: str) -> dict[str, Lora]:
-    """The adapter in a safetensors file, by module path: PEFT's and diffusers' namings, old and new."""
-    try:
-        with safe_open(file, "pt") as opened:
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
-            header = json.loads((opened.metadata() or {}).get(HEADER, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise LoraError(f"{file} cannot be read as a LoRA: {error}") from error
-    return parse(state, header, prefix, str(file))
+def write_folded(
+    file: Path, adapter: Mapping[str, Lora], prefix: str, dtype: torch.dtype, notes: Mapping[str, str]
+) -> None:
+    """Write an adapter in diffusers' naming with every alpha folded into its `up`: loaders apply it in full at scale 1,
+    whether they read the header or not. notes: further entries of the file's header."""
+    rank = _most_common(layer.rank for layer in adapter.values())
+    others = {path: layer.rank for path, layer in adapter.items() if layer.rank != rank}
+    header = {
+        f"{prefix}.r": rank,
+        f"{prefix}.lora_alpha": rank,
+        f"{prefix}.target_modules": list(adapter),
+        f"{prefix}.rank_pattern": others,
+        f"{prefix}.alpha_pattern": others,
+    }
+    _save(file, folded_state(adapter, prefix, dtype), header, notes)
 
 
-def is_lora(keys: Sequence[str]) -> bool:
+def folded_state(adapter: Mapping[str, Lora], prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What `write_folded` writes."""
+    state = {}
+    for path, layer in adapter.items():
+        own = layer.folded()
+        state[f"{prefix}.{path}.lora_A.weight"] = own.down.to(dtype).contiguous()
+        state[f"{prefix}.{path}.lora_B.weight"] = own.up.to(dtype).contiguous()
+    return state
+
+
+def _save(file: Path, state: dict[str, torch.Tensor], header: dict[str, Any], notes: Mapping[str, str]) -> None:
+    save_file(state, file, metadata={**notes, "format": "pt", HEADER: json.dumps(header, indent=2, sort_keys=True)})
+
+
+def is_lora(keys: Iterable[str]) -> bool:
     """Whether the keys of a file are those of an adapter."""
-    return any(".lora_A." in key or ".lora." in key or "_lora." in key for key in keys)
+    signs = (".lora_A.", ".lora.", "_lora.", ".lora_down.", ".lora_up.")
+    return any(sign in key for key in keys for sign in signs)
 
 
-def parse(state: Mapping[str, torch.Tensor], header: Mapping[str, Any], prefix: str, source: str) -> dict[str, Lora]:
-    """The adapter in a state dict. header: diffusers' metadata, or {}."""
+def settings_of(header: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """PEFT's settings of an adapter from a file's header, as diffusers writes them; {} where there are none."""
+    try:
+        found = json.loads(header.get(HEADER, "{}"))
+    except ValueError:
+        return {}
+    own = found.items() if isinstance(found, dict) else ()
+    return {key.removeprefix(prefix + "."): value for key, value in own if key.startswith(prefix + ".")}
+
+
+def parse(state: Mapping[str, Any], settings: Mapping[str, Any], prefix: str, source: str) -> dict[str, Lora]:
+    """The adapter in a state dict, by module path.
+
+    settings: PEFT's (an adapter_config.json, a header's), or {}: full strength is up @ down then. LoraError names keys
+    that are no part of an adapter, and adapters that are more than low-rank weights.
+    """
+    _check_settings(settings, source)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     alphas: dict[str, float] = {}
     unknown = []
     for key, value in state.items():
-        own = key.removeprefix(prefix + ".")
-        if own.endswith(".alpha"):
+        own = key
+        for start in (*_PREFIXES, prefix + "."):
+            own = own.removeprefix(start)
+        if own.endswith(".alpha") and torch.is_tensor(value) and value.numel() == 1:
             alphas[own.removesuffix(".alpha")] = float(value)
-        elif (match := _KEY.fullmatch(own)) is None or value.ndim != 2:
+            continue
+        match = _KEY.fullmatch(own)
+        if match is None or not torch.is_tensor(value) or value.ndim != 2:
             unknown.append(key)
-        else:
-            path = _path(match)
-            side = match["half"] or match["older"] or match["side"]
-            halves.setdefault(path, {})["down" if side in ("lora_A", "down") else "up"] = value
+            continue
+        sides = halves.setdefault(_path(match), {})
+        side = "down" if (match["half"] or match["older"] or match["side"]) in ("lora_A", "down") else "up"
+        if side in sides:
+            raise LoraError(f"{source} holds two adapters for {_path(match)}; give a file with one")
+        sides[side] = value
     unknown += [path for path, sides in halves.items() if len(sides) != 2]
+    unknown += [f"{path}.alpha" for path in alphas if path not in halves]
     if unknown or not halves:
-        named = ", ".join(sorted(unknown)[:3]) or "it has no adapter weights"
+        named = f"{some(unknown)} cannot be read" if unknown else "it has no adapter weights"
         raise LoraError(f"{source} is not a LoRA that is known here: {named}")
-    pattern = {str(k): float(v) for k, v in dict(header.get(f"{prefix}.alpha_pattern") or {}).items()}
-    common = header.get(f"{prefix}.lora_alpha")
     found = {}
     for path, sides in halves.items():
-        rank = float(sides["down"].shape[0])
-        alpha = alphas.get(path, pattern.get(path, rank if common is None else float(common)))
-        found[path] = Lora(sides["down"], sides["up"], alpha)
+        down, up = sides["down"], sides["up"]
+        if down.shape[0] != up.shape[1]:
+            raise LoraError(f"{source} is damaged: {path} has rank {down.shape[0]} below and {up.shape[1]} above")
+        rank = float(down.shape[0])
+        alpha = alphas.get(path, _from_pattern(settings.get("alpha_pattern"), path, settings.get("lora_alpha")))
+        alpha = rank if alpha is None else float(alpha)
+        found[path] = Lora(down, up, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha)
     return found
+
+
+def _check_settings(settings: Mapping[str, Any], source: str) -> None:
+    """LoraError when the settings tell of an adapter that up @ down does not describe."""
+    kind = settings.get("peft_type") or settings.get("swift_type") or "LORA"
+    if kind != "LORA":
+        raise LoraError(f"{source} is an adapter of type {kind}; only LORA is read")
+    if settings.get("use_dora"):
+        raise LoraError(f"{source} is a DoRA (use_dora), which is more than a LoRA and is not read")
+    beginning = settings.get("init_lora_weights")
+    if isinstance(beginning, str) and beginning.lower().startswith(_CHANGES_ITS_BASE):
+        raise LoraError(
+            f"{source} was begun with init_lora_weights {beginning}, which changes the weights beneath it as well; "
+            "convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion) first"
+        )
+
+
+def _from_pattern(pattern: Any, path: str, common: Any) -> Any:
+    """The value of the first pattern that matches the end of `path`, as PEFT looks it up; `common` where none does."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return common
 
 
 def _path(match: re.Match[str]) -> str:
@@ -215,5 +296,11 @@ def _path(match: re.Match[str]) -> str:
     return f"{match['module']}.{'to_out.0' if layer == 'to_out' else layer}"
 
 
-def _most_common(values: Any) -> Any:
+def some(names: Iterable[str]) -> str:
+    """A few of the names, and how many more."""
+    known = sorted(map(str, names))
+    return ", ".join(known[:3]) + ("" if len(known) <= 3 else f" and {len(known) - 3} more")
+
+
+def _most_common(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]

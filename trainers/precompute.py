@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trainers.data.cache import TensorCache, cache_key
-from trainers.data.loader import Sample, read_pixels
+from trainers.data.loader import READING, Sample, read_pixels
 from trainers.families.base import VideoModel
 from trainers.noise import Draws
 
@@ -35,10 +35,11 @@ class Encoded:
             self._encode_texts(unique[start : start + 16])
         if self._cache is None:
             return
-        missing = [sample for sample in dict.fromkeys(samples) if self._video_key(sample) not in self._cache]
-        for done, sample in enumerate(missing):
+        wanted = {self._video_key(sample): sample for sample in samples}  # copies of a clip are encoded once
+        missing = {key: sample for key, sample in wanted.items() if key not in self._cache}
+        for done, (key, sample) in enumerate(missing.items()):
             report(done, len(missing))
-            self._cache.put(self._video_key(sample), self._encode_video(sample, read_pixels(sample)))
+            self._cache.put(key, self._encode_video(sample, read_pixels(sample)))
         if missing:
             report(len(missing), len(missing))
         self._model.release("encoders")
@@ -107,6 +108,7 @@ class Encoded:
             family=self._family,
             encoder=self._video_encoder,
             clip=sample.clip.sha256,
+            reading=READING,
             indices=sample.indices,
             size=(sample.height, sample.width),
             stretch=sample.stretch,

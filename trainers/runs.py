@@ -80,6 +80,11 @@ class RunFolder:
         return self.samples / "grid.mp4"
 
     @property
+    def training_motion(self) -> Path:
+        """How some of the training clips move, which samples are measured against, here and in comparisons."""
+        return self.path / "training_motion.npz"
+
+    @property
     def exports(self) -> Path:
         return self.path / "exports"
 

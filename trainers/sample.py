@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from trainers.config import SampleConfig, describe, to_yaml
 from trainers.data.video import probe, read_frames, write_gif, write_grid, write_video
 from trainers.events import EventLog
-from trainers.families import FAMILIES, get_family, load_sample_config
+from trainers.families import FAMILIES, changed, get_family, parse_sample_config, read_file
 from trainers.families.base import ModelFamily, SampleRequest, VideoModel
+from trainers.metrics import Measures
 from trainers.runs import Checkpoint, RunFolder
 from trainers.terminal import (
     Mendable,
@@ -28,7 +29,7 @@ from trainers.terminal import (
     answer,
     carry_out,
     hush_libraries,
-    new_run_folder,
+    run_folder,
     wait_asleep,
 )
 
@@ -136,8 +137,11 @@ def compare(config: SampleConfig, run: RunFolder, log: EventLog, stop: StopSwitc
     family = get_family(config.family)
     cache = Path(config.cache_dir).expanduser() / "clips" if config.cache_dir else run.cache / "clips"
     wanted = list(cells(config))
+    measures = Measures(log)
+    bases = {cell.row: run.samples / f"{cell.key}.mp4" for cell in wanted if cell.take.checkpoint is None}
     model: VideoModel | None = None
     loaded: Column | None = None
+    first = next((cell.take.checkpoint for cell in wanted if cell.take.checkpoint), None)
     new = 0
     for done, cell in enumerate(wanted):
         stop()
@@ -171,9 +175,26 @@ def compare(config: SampleConfig, run: RunFolder, log: EventLog, stop: StopSwitc
             row=cell.row,
             seconds=time.monotonic() - began,
         )
+        measures.write(
+            file,
+            bases.get(cell.row),
+            training_motion(cell.take.checkpoint or first),
+            step=cell.take.step,
+            take=cell.take.take,
+            strength=cell.take.strength,
+            prompt=cell.request.prompt,
+            seed=cell.seed,
+            column=cell.column,
+            row=cell.row,
+        )
     log.write("phase", phase="sampling", done=len(wanted), total=len(wanted))
     write_grids(run, wanted, config.fps)
     return f"{len(wanted)} clips, {new} new and {len(wanted) - new} from the cache"
+
+
+def training_motion(checkpoint: Path | None) -> Path | None:
+    """What a checkpoint's own run kept of how its training clips move; the file may not exist."""
+    return RunFolder(checkpoint.parent.parent).training_motion if checkpoint else None
 
 
 def write_grids(run: RunFolder, cells: Sequence[Cell], fps: float) -> None:
@@ -206,19 +227,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="\n".join(f"Settings of {f.title}:\n{describe(f.sample_config)}" for f in FAMILIES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="the comparison as YAML")
-    parser.add_argument("--run-dir", type=Path, help="where clips and the event log go; default runs/NAME-0001, ...")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="the comparison: YAML, or a command that a family reads"
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        help="where clips and the event log go; default: in the output folder of an upstream command, else runs/",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     args = parser.parse_args(arguments)
     wait_asleep()
-    return answer(lambda: start(load_sample_config(args.config, args.set), args))
+    return answer(lambda: start(args))
 
 
-def start(config: SampleConfig, args: argparse.Namespace) -> int:
+def start(args: argparse.Namespace) -> int:
     """Begin a comparison; gives the exit code."""
+    found = read_file(args.config, "sample")
+    config = parse_sample_config(changed(found, args.set))
     for problem in problems(config, get_family(config.family)):
         raise Mendable(problem)
-    run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
+    run = run_folder(args.config, args.run_dir, found)
     if run.exists:
         raise Mendable(f"{run.path} already holds a run; name another --run-dir")
     run.path.mkdir(parents=True, exist_ok=True)
@@ -229,7 +258,13 @@ def start(config: SampleConfig, args: argparse.Namespace) -> int:
     print(f"comparison in {run.path}", flush=True)
     started = {"step": 0, "max_train_steps": 0, "family": config.family, "method": "sample", "resumed": False}
     screen = Screen(lambda line: print(line, flush=True))
-    return carry_out(run, started, lambda log: compare(config, run, log, stop), screen)
+
+    def act(log: EventLog) -> str:
+        for note in found.notes:
+            log.write("message", level="warning", text=note)
+        return compare(config, run, log, stop)
+
+    return carry_out(run, started, act, screen)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from trainers.config import ConfigError
 from trainers.events import EventLog, Listener
+from trainers.foreign import Foreign
 from trainers.runs import RunFolder
 
 EXIT_FAILED, EXIT_BAD_CONFIG = 1, 2
@@ -152,6 +153,25 @@ def new_run_folder(config: Path, parent: Path = Path("runs")) -> RunFolder:
     while (parent / f"{config.stem}-{number:04d}").exists():
         number += 1
     return RunFolder(parent / f"{config.stem}-{number:04d}")
+
+
+def run_folder(config: Path, asked: Path | None, found: Foreign, *, resume: bool = False) -> RunFolder:
+    """Where a run goes: into the folder that was asked for; into the one that an upstream config names, as upstream
+    would; else into a new one.
+
+    Mendable when that is a folder of an upstream run: its config.yaml is nobody's to overwrite.
+    """
+    if asked is not None:
+        return RunFolder(asked)
+    if found.run_dir is None:
+        return new_run_folder(config)
+    place = Path(found.run_dir).expanduser()
+    if found.numbered:
+        return new_run_folder(config, place)
+    folder = RunFolder(place)
+    if folder.config.exists() and not folder.exists and not resume:
+        raise Mendable(f"{folder.config} is there already, and of another trainer; name a --run-dir for this run")
+    return folder
 
 
 def carry_out(run: RunFolder, started: dict[str, Any], act: Callable[[EventLog], str], *listeners: Listener) -> int:

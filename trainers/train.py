@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainers.config import ConfigError, TrainConfig, describe, fields, missing_package, to_yaml, value_at
-from trainers.data.clips import Dataset, DatasetError, ledger, ledger_summary, nothing_to_train
+from trainers.data.clips import DatasetError
+from trainers.data.facts import Report
+from trainers.data.formats import open_dataset
+from trainers.data.ledger import ledger, ledger_messages, nothing_to_train
 from trainers.events import EventLog, Listener, read
-from trainers.families import FAMILIES, get_family, load_config
+from trainers.families import FAMILIES, changed, get_family, load_config, parse_config, read_file
 from trainers.families.base import Finding
 from trainers.runs import RunFolder
 from trainers.terminal import (
@@ -22,7 +26,7 @@ from trainers.terminal import (
     carry_out,
     hush_libraries,
     is_main_process,
-    new_run_folder,
+    run_folder,
     wait_asleep,
 )
 
@@ -34,8 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="\n".join(f"Settings of {f.title}:\n{describe(f.train_config)}" for f in FAMILIES.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, help="the run as YAML")
-    parser.add_argument("--run-dir", type=Path, help="where everything of the run goes; default runs/NAME-0001, ...")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="the run: YAML, or a config or command that a family reads"
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        help="where everything of the run goes; default: the output folder of an upstream config, else runs/NAME-0001",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --run-dir")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     parser.add_argument(
@@ -48,17 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def carry(args: argparse.Namespace) -> int:
     """What the command line asked for; gives the exit code."""
-    config = load_config(args.config, args.set)
+    found = read_file(args.config, "train")
+    config = parse_config(changed(found, args.set))
+    folder = args.run_dir or (None if found.run_dir is None or found.numbered else Path(found.run_dir).expanduser())
     if args.dry_run:
-        return dry_run(config, args.run_dir, resume=args.resume)
-    if args.resume and args.run_dir is None:
+        return dry_run(config, folder, resume=args.resume, notes=found.notes)
+    if args.resume and folder is None:
         raise Mendable("--resume needs --run-dir: the folder of the run to go on with")
-    run = RunFolder(args.run_dir) if args.run_dir else new_run_folder(args.config)
-    return start(config, run, resume=args.resume)
+    run = run_folder(args.config, args.run_dir, found, resume=args.resume)
+    return start(config, run, resume=args.resume, notes=found.notes)
 
 
-def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
-    """Begin or go on with a run; gives the exit code."""
+def start(config: TrainConfig, run: RunFolder, *, resume: bool, notes: Sequence[str] = ()) -> int:
+    """Begin or go on with a run; gives the exit code. notes: what its log is to say first."""
     obstacle = folder_obstacle(run, resume=resume)
     if obstacle and (resume or is_main_process()):
         raise Mendable(obstacle)
@@ -71,12 +83,12 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
             f"{run.path} is at step {checkpoint.step}, beyond max_train_steps "
             f"{config.max_train_steps}; raise it to go on"
         )
-    for finding in findings(config):
+    for finding in findings(config, measuring_report()):
         if finding.level == "error":
             raise Mendable(finding.text)
 
     step = checkpoint.step if checkpoint else config.start_step
-    changed = changes(run, config) if resume else []
+    changes_made = changes(run, config) if resume else []
     if is_main_process():
         print(f"run in {run.path}" + (f", going on from step {step}" if checkpoint else ""), flush=True)
     stop = StopSwitch()
@@ -85,7 +97,9 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool) -> int:
     def act(log: EventLog) -> str:
         if is_main_process():
             keep_config(config, run)
-        for change in changed:
+        for note in notes:
+            log.write("message", level="warning", text=note)
+        for change in changes_made:
             log.write("message", level="info", text=f"changed since this run began: {change}")
         hush_libraries()
         from trainers.loop import train
@@ -139,8 +153,8 @@ def is_finished(run: RunFolder) -> bool:
     return bool(events) and events[-1]["type"] == "run_finished" and events[-1]["status"] == "finished"
 
 
-def findings(config: TrainConfig) -> list[Finding]:
-    """Everything that can be said of a config without loading a model."""
+def findings(config: TrainConfig, report: Report | None = None) -> list[Finding]:
+    """Everything that can be said of a config without loading a model. report: told of videos that are measured."""
     family = get_family(config.family)
     found = list(family.findings(config))
     package = missing_package(config.optimizer)
@@ -149,22 +163,35 @@ def findings(config: TrainConfig) -> list[Finding]:
             Finding("error", f"optimizer {config.optimizer.name} needs the package {package}: pip install {package}")
         )
     try:
-        dataset = Dataset.open(Path(config.dataset.path).expanduser())
+        dataset = open_dataset(config.dataset, report=report)
         rows = ledger(dataset, config, family)
     except DatasetError as error:
-        return [*found, Finding("error", str(error), "dataset.path")]
-    found += [Finding("warning" if row.status == "dropped" else "info", row.reason) for row in rows if row.reason]
+        return [*found, Finding("error", str(error), error.where)]
+    found += [Finding(level, text) for level, text in ledger_messages(rows, config.dataset.repeats)]
     problem = nothing_to_train(dataset, rows, config)
     if problem:
         found.append(Finding("error", problem[1], problem[0]))
-    if rows:
-        found.append(Finding("info", f"clips: {ledger_summary(rows)}"))
     return found
 
 
-def dry_run(config: TrainConfig, run_dir: Path | None, *, resume: bool) -> int:
-    """Print the effective config, then the findings; 0 if the run would start."""
+def measuring_report() -> Report:
+    """Prints how many videos have been looked at, every five seconds: so many can be named that it takes its time."""
+    told = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 5 and is_main_process():
+            print(f"looking at the videos: {done} of {total}", flush=True)
+            told = time.monotonic()
+
+    return report
+
+
+def dry_run(config: TrainConfig, run_dir: Path | None, *, resume: bool, notes: Sequence[str] = ()) -> int:
+    """Print the effective config, the notes on it, then the findings; 0 if the run would start."""
     print(to_yaml(config))
+    for note in notes:
+        print(f"# note: {note}")
     found = findings(config)
     obstacle = folder_obstacle(RunFolder(run_dir), resume=resume) if run_dir else None
     if obstacle:

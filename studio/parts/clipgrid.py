@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from studio.parts import part
-from trainers.data.clips import Clip, LedgerRow
+from trainers.data.clips import Clip
+from trainers.data.ledger import LedgerRow
 
 Ask = Callable[..., dict[str, Any]]
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import gradio as gr
 
+from studio import progress
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
 from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
+from studio.parts.measures import measure_list, measures_value
 from studio.parts.runs import Entry, Runs, find
 from studio.parts.wall import empty_wall, wall, wall_value
 from studio.progress import Event
@@ -25,6 +27,7 @@ from trainers.runs import RunFolder
 SECONDS_BETWEEN_LOOKS = 1.5
 NO_WALL = "Choose takes and prompts above; base and takes then stand here side by side, in step."
 NO_TAKES = "Train a run: its checkpoints are the takes. Until then the base can be sampled alone."
+WHAT_MOVEMENT_IS = "Movement is how far a pixel moves from frame to frame, in percent of the picture's diagonal."
 #: More checkpoints of a run than these are not chosen by themselves.
 TAKES_AT_FIRST = 4
 #: Where the browser's draft keeps this form; the other keys are Configure's.
@@ -46,10 +49,10 @@ def comparison_value(workspace: Workspace, entry: Entry, events: Sequence[Event]
     except ConfigError as error:
         return empty_wall(f"The comparison's config cannot be read: {error}")
     columns = take_columns(workspace, config)
-    rows = [{"prompt": prompt, "seed": seed} for prompt in config.prompts for seed in config.seeds]
+    rows = wall_rows(config)
     cells: list[list[dict[str, Any] | None]] = [[None] * len(columns) for _ in rows]
     for event in events:
-        place = _place(event, columns, rows)
+        place = _place(event, columns, rows) if event["type"] == "sample" else None
         if place is not None:
             row, column = place
             cells[row][column] = _cell(workspace, folder, event)
@@ -58,6 +61,41 @@ def comparison_value(workspace: Workspace, entry: Entry, events: Sequence[Event]
         entry.id, shown, rows, cells, fps=config.fps, num_frames=config.num_frames, height=config.height,
         width=config.width, pending="waiting" if entry.running or entry.queued else "not sampled",
     )  # fmt: skip
+
+
+def moved_value(workspace: Workspace, entry: Entry, events: Sequence[Event]) -> dict[str, Any]:
+    """How much each take of a comparison has moved, over all its clips so far: base first, then by step."""
+    try:
+        config = load_sample_config(entry.info.folder.config)
+    except ConfigError:
+        return measures_value([])
+    columns, rows = take_columns(workspace, config), wall_rows(config)
+    found: dict[int, dict[int, Event]] = {}  # column -> row -> the last that was measured
+    for event in events:
+        place = _place(event, columns, rows) if event["type"] == "measure" else None
+        if place is not None:
+            found.setdefault(place[1], {})[place[0]] = event
+    takes = []
+    for column in sorted(found, key=lambda c: (columns[c]["take"] != "base", next(iter(found[c].values()))["step"], c)):
+        measures = found[column].values()
+        moves = progress.mean_motion(measures)
+        bars = [
+            {"name": name, "colour": progress.MEASURE_COLOURS[name], "value": mean, "text": share(mean)}
+            for name, mean in progress.measure_means(measures).items()
+        ]
+        look = {key: columns[column].get(key, "") for key in ("label", "sub", "mark")}
+        takes.append({**look, "moves": "" if moves is None else f"{100 * moves:.2g} %", "bars": bars})
+    return measures_value(takes)
+
+
+def share(value: float | None) -> str:
+    """``0.83``; nothing where it is not known."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def wall_rows(config: SampleConfig) -> list[dict[str, Any]]:
+    """The rows in the order in which the trainer samples them."""
+    return [{"prompt": prompt, "seed": seed} for prompt in config.prompts for seed in config.seeds]
 
 
 def take_columns(workspace: Workspace, config: SampleConfig) -> list[dict[str, Any]]:
@@ -96,9 +134,7 @@ def take_name(workspace: Workspace, path: Path) -> tuple[str, str]:
 def _place(
     event: Event, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[int, int] | None:
-    """(row, column) of a sample event, None for other events. An event that does not say is found by what it shows."""
-    if event["type"] != "sample":
-        return None
+    """(row, column) of the clip that an event is about. An event that does not say is found by what it shows."""
     row, column = event.get("row"), event.get("column")
     if not isinstance(row, int):
         asked = {"prompt": event["prompt"], "seed": event["seed"]}
@@ -263,7 +299,7 @@ def queue_comparison(workspace: Workspace, queue: JobQueue, config: SampleConfig
 # --- what changed since the last look ---------------------------------------------------------------------------------
 
 #: Outputs of every look at the wall, after the comparison that is shown and what was seen.
-SHOWN = ("head", "earlier", "stop", "again", "wall", "mp4", "gif")
+SHOWN = ("head", "earlier", "stop", "again", "wall", "moved", "measures", "mp4", "gif")
 
 
 def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]:
@@ -287,10 +323,12 @@ def refresh(runs: Runs, shown: str | None, seen: Mapping[str, str]) -> list[Any]
         fresh["again"] = again_button(entry)
     key = repr((entry.id, entry.job, entry.count)) if entry else "none"
     if key != seen.get("key"):
-        drawn = (
-            comparison_value(runs.workspace, entry, runs.events(entry.info.folder)) if entry else empty_wall(NO_WALL)
-        )
+        events = runs.events(entry.info.folder) if entry else []
+        drawn = comparison_value(runs.workspace, entry, events) if entry else empty_wall(NO_WALL)
         fresh["wall"] = (drawn, drawn)
+        measures = moved_value(runs.workspace, entry, events) if entry else measures_value([])
+        fresh["measures"] = (measures, measures)
+        fresh["moved"] = (bool(measures["takes"]), gr.update(visible=bool(measures["takes"])))
         fresh |= downloads(runs.workspace, entry)
     return [run if run != shown else gr.skip(), *changed(SHOWN, fresh, seen, key)]
 
@@ -387,6 +425,10 @@ def build(page: Page) -> None:
             for suffix in ("mp4", "gif"):
                 label = f"Download all clips as one {suffix.upper()}"
                 parts[suffix] = gr.DownloadButton(label, visible=False, size="md", elem_id=f"download-{suffix}")
+        with gr.Column(visible=False, elem_classes="card") as parts["moved"]:
+            gr.Markdown("### What has moved")
+            parts["measures"] = measure_list(elem_id="moved")
+            gr.Markdown(f"{progress.HOW_TO_READ} {WHAT_MOVEMENT_IS}", elem_classes="quiet")
 
     controls = [component for form in forms.values() for component in form.components]
     drawn = [component for form in forms.values() for component in form.outputs]

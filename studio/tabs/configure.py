@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,35 @@ from studio.jobs import JobError
 from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
 from studio.parts.answer import answer, notes
 from studio.workspace import PROJECT, Workspace, WorkspaceError
-from trainers.config import ConfigError, TrainConfig, parse_yaml, read_yaml, to_yaml, validate
-from trainers.data.clips import Dataset, DatasetError, LedgerRow, ledger
-from trainers.families import FAMILIES, family_of
+from trainers.config import ConfigError, TrainConfig, read_yaml, to_yaml, validate
+from trainers.data.clips import DatasetError
+from trainers.data.formats import open_dataset
+from trainers.data.ledger import ledger, named
+from trainers.families import FAMILIES, family_of, read_settings
 from trainers.families.base import ModelFamily
 from trainers.runs import RunFolder
 
 LEAD = ("method", "dataset.path", "base_model", "motion_adapter")
+#: Seconds for which an answer may wait for videos that nobody has looked at yet; then it says how far it is.
+PATIENCE = 1.5
+
+
+class StillLooking(Exception):
+    """Not every video of a dataset has been looked at yet; what has been is known from now on."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"The videos are being looked at, which is done once: {done} of {total} so far.")
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A run as it would start. config None: it would not, and `problems` say why."""
+    """A run as it would start. config None: it would not, and `problems` say why. unfinished: ask again soon."""
 
     config: TrainConfig | None
     problems: list[Problem]
     remarks: list[tuple[Any, str]]
     line: str
+    unfinished: bool = False
 
     @property
     def starts(self) -> bool:
@@ -99,26 +112,47 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
             problems.append((finding.where, form.sentence(finding.where, said) if said != finding.text else said))
         else:
             remarks.append((finding.level, finding.text))
-    line = ""
+    line, unfinished = "", False
     try:
-        dataset = Dataset.open(PROJECT / Path(config.dataset.path).expanduser())
+        dataset = open_dataset(config.dataset, PROJECT, _patient())
         rows = ledger(dataset, config, family)
         usable = [row for row in rows if row.status != "dropped"]
-        line = f"{len(usable)} of {len(rows)} clips used, {config.max_train_steps} steps"
+        times = f", each {config.dataset.repeats} times in a pass" if config.dataset.repeats > 1 else ""
+        line = f"{len(usable)} of {len(rows)} clips used{times}, {config.max_train_steps} steps"
         dropped = [row for row in rows if row.status == "dropped"]
         if not rows:
             problems.append(("dataset.path", f"Dataset {dataset.name} has no clips yet; add some in the Dataset tab."))
         elif not usable:
             problems.append(
-                ("dataset.path", f"None of the {len(rows)} clips can be used: {form.in_words(_name(dropped[0]))}")
+                ("dataset.path", f"None of the {len(rows)} clips can be used: {form.in_words(named(dropped[0]))}")
             )
         else:
-            remarks += [("warning", f"Left out: {form.in_words(_name(row))}") for row in dropped[:8]]
+            ours = config.dataset.format == "dailies"
+            remarks += [("warning", f"Left out: {form.in_words(named(row))}") for row in dropped[:8]]
             if len(dropped) > 8:
-                remarks.append(("warning", f"{len(dropped) - 8} more are left out; the Dataset tab lists them."))
+                rest = "; the Dataset tab lists them" if ours else ""
+                remarks.append(("warning", f"{len(dropped) - 8} more are left out{rest}."))
+            told = [] if ours else [row for row in usable if row.reason]  # ours have it in the Dataset tab
+            remarks += [("info", form.in_words(named(row))) for row in told[:8]]
+            if len(told) > 8:
+                remarks.append(("info", f"Of {len(told) - 8} more clips there is the like to say."))
     except DatasetError as error:
+        problems.append((error.where, form.in_words(str(error))))
+    except StillLooking as error:
+        unfinished = True
         problems.append(("dataset.path", str(error)))
-    return Preview(config, problems, remarks, line)
+    return Preview(config, problems, remarks, line, unfinished)
+
+
+def _patient() -> Callable[[int, int], None]:
+    """Told of videos that are measured; stops when the answer has waited long enough."""
+    began = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        if done < total and time.monotonic() - began >= PATIENCE:
+            raise StillLooking(done, total)
+
+    return report
 
 
 def headline(form: Form[TrainConfig], now: Preview) -> str:
@@ -138,7 +172,8 @@ def _to_mend(form: Form[TrainConfig], now: Preview) -> list[tuple[Any, str]]:
 
 def run_title(title: str, config: TrainConfig) -> str:
     """The title of a run; from its dataset and method where nobody gave one."""
-    return title.strip() or f"{Path(config.dataset.path).name} {config.method.replace('_', ' ')}"
+    name = Path(config.dataset.path).name or Path(config.base_model).name
+    return title.strip() or f"{name} {config.method.replace('_', ' ')}"
 
 
 def command(workspace: Workspace, run_id: str) -> str:
@@ -154,21 +189,14 @@ def read_config(text: str) -> tuple[str, dict[str, Any], list[tuple[Any, str]]]:
 
     ConfigError where it is neither. Settings that cannot be used are named, not refused: the form shows the rest.
     """
-    for family in FAMILIES.values():
-        foreign = family.read_foreign(text)
-        if foreign is not None:
-            if foreign.kind == "sample":
-                raise ConfigError(
-                    [("", f"This samples with {family.title}, it does not train: ask for it in Compare.")]
-                )
-            return family.name, foreign.settings, [("info", note) for note in foreign.notes]
-    settings = parse_yaml(text, "the text")
-    family = family_of(settings)
+    found = read_settings(text, "train")
+    family = family_of(found.settings)
+    said: list[tuple[Any, str]] = [("info", note) for note in found.notes]
     try:
-        validate(family.train_config, settings)
+        validate(family.train_config, found.settings)
     except ConfigError as error:
-        return family.name, settings, [("error", f"{where} {what}".strip()) for where, what in error.problems]
-    return family.name, settings, []
+        said = [("error", f"{where} {what}".strip()) for where, what in error.problems] + said
+    return family.name, found.settings, said
 
 
 def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
@@ -185,7 +213,12 @@ def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
 
 
 #: What a preset leaves as it was chosen: it says how to train, not on what.
-KEPT = ("dataset.path", "base_model", "motion_adapter", "validation.prompts")
+KEPT = (
+    *(f"dataset.{name}" for name in ("path", "format", "video_folder", "videos", "prompts", "max_clips")),
+    "base_model",
+    "motion_adapter",
+    "validation.prompts",
+)
 
 
 def values_from(
@@ -210,10 +243,6 @@ def values_from(
 
 def _below(path: str, parent: Path) -> str:
     return str(Path(path).relative_to(parent)) if Path(path).is_relative_to(parent) else path
-
-
-def _name(row: LedgerRow) -> str:
-    return row.reason if row.clip.name in row.reason else f"{row.clip.name}: {row.reason}"
 
 
 # --- the tab ----------------------------------------------------------------------------------------------------------
@@ -248,7 +277,8 @@ def build(page: Page) -> None:
                         marks[name] = gr.State(form.marks(values))
                     columns.append(column)
             with gr.Accordion("Use a config of your own", open=False):
-                gr.Markdown("Paste a config of Dailies, or one of a tool that a family can read.", elem_classes="quiet")
+                reads = ", ".join(family.reads for family in FAMILIES.values() if family.reads)
+                gr.Markdown(f"Paste a config of Dailies, or of another trainer: {reads}.", elem_classes="quiet")
                 paste = gr.Textbox(
                     label="Config", show_label=False, container=False, lines=8, max_lines=24, elem_classes="mono",
                     elem_id="paste-config",
@@ -272,7 +302,8 @@ def build(page: Page) -> None:
                 show_line_numbers=False, buttons=["copy", "download"], elem_id="yaml",
             )  # fmt: skip
     draft = page.draft
-    shared = [head, saved, remarks, line, text, queue, save, draft]
+    clock = gr.Timer(1.0, active=False)
+    shared = [head, saved, remarks, line, text, queue, save, draft, clock]
     everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
 
     def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
@@ -312,7 +343,8 @@ def build(page: Page) -> None:
             raise gr.Error(str(error), title="Start from") from error
         return fill_all(name, {name: values})
 
-    def from_text(own: str) -> list[Any]:
+    def from_text(own: str, request: gr.Request) -> list[Any]:
+        page.access.require_owner(request)  # a command may name files of this machine, which are read for it
         if not own.strip():
             return [*(gr.skip() for _ in everything), notes([("error", "Paste a config first.")])]
         try:
@@ -337,6 +369,7 @@ def build(page: Page) -> None:
         outputs = [*shared, marks[name], *form.outputs]
         for event in (loaded, switched, started, filled):
             event.then(wire.refresh, mine, outputs, **QUICK)
+        clock.tick(wire.refresh, mine, outputs, **QUICK)
         typed = [component.input for component in (*form.components, title)]
         gr.on(typed, wire.refresh, mine, outputs, trigger_mode="always_last", **QUICK)
         page.begin_run.change(
@@ -361,7 +394,7 @@ class _Wire:
         """What the values would start: answer, remarks, command, YAML, buttons, draft, and marks at the fields."""
         form = self.form
         if chosen != self.family.name:
-            return [gr.skip() for _ in range(9 + len(form.outputs))]
+            return [gr.skip() for _ in range(10 + len(form.outputs))]
         now = preview(form, self.family, values)
         marks = form.marks(values, now.problems)
         loose = [text for path, text in now.problems if path not in form.paths]
@@ -381,6 +414,7 @@ class _Wire:
             gr.update(interactive=now.starts),
             gr.update(interactive=now.starts),
             keep,
+            gr.Timer(active=now.unfinished),
             marks,
             *form.updates(before, marks),
         ]
@@ -395,7 +429,7 @@ class _Wire:
         base = list(values)
         if wish["dataset"] == "demo" and current.get("dataset.path") != path:
             base = starting_values(form, workspace, "demo")
-        merged = form.merge(base, {"dataset.path": path, **wish["settings"]})
+        merged = form.merge(base, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
         columns = [gr.update(visible=name == self.family.name) for name in FAMILIES]
         return [self.family.name, *columns, *form.refill(merged, picks(workspace))]
 

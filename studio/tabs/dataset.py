@@ -20,7 +20,8 @@ from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
 from studio.workspace import Workspace, WorkspaceError
 from trainers.config import ConfigError, TrainConfig, fields, validate
-from trainers.data.clips import Clip, Dataset, DatasetError, LedgerRow, ledger
+from trainers.data.clips import Clip, Dataset, DatasetError
+from trainers.data.ledger import LedgerRow, ledger
 from trainers.data.video import VideoError
 from trainers.families import FAMILIES, get_family
 

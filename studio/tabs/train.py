@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -200,16 +200,19 @@ def run_takes(folder: RunFolder, running: bool) -> dict[str, Any]:
 
 
 def loss_plot(table: pd.DataFrame) -> Any:
-    """The update that shows a loss table; hidden while there is none.
+    """The update that shows a loss table; hidden while there is none."""
+    return gr.update(visible=False) if table.empty else gr.update(value=with_all(table, COLOURS), visible=True)
+
+
+def with_all(table: pd.DataFrame, series: Iterable[str]) -> pd.DataFrame:
+    """A table (step, a value, series) in which each of `series` stands.
 
     Gradio 6.31 draws only the series that the first table had, so each stands in every table, if only with no value.
     And only the table is sent: with a new y_lim beside it, the old one is drawn anew.
     """
-    if table.empty:
-        return gr.update(visible=False)
-    absent = [name for name in COLOURS if name not in set(table["series"])]
-    unseen = pd.DataFrame({"step": table["step"].iloc[0], "loss": float("nan"), "series": absent})
-    return gr.update(value=pd.concat([table, unseen], ignore_index=True) if absent else table, visible=True)
+    absent = [name for name in series if name not in set(table["series"])]
+    unseen = pd.DataFrame({"step": table["step"].iloc[0], table.columns[1]: float("nan"), "series": absent})
+    return pd.concat([table, unseen], ignore_index=True) if absent else table
 
 
 def read_config(folder: RunFolder) -> TrainConfig | None:
@@ -223,7 +226,20 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
 # --- what changed since the last look ---------------------------------------------------------------------------------
 
 #: Outputs of every handler, after the run that is shown and what was seen.
-SHOWN = ("jobs", "demo", "head", *ACTIONS, "training", "plot", "samples", "takes", "logbook", "log")
+SHOWN = (
+    "jobs",
+    "demo",
+    "head",
+    *ACTIONS,
+    "training",
+    "plot",
+    "moved",
+    "measures",
+    "samples",
+    "takes",
+    "logbook",
+    "log",
+)
 
 
 def refresh(runs: Runs, chosen: str | None, shown: str | None, seen: Mapping[str, str]) -> list[Any]:
@@ -274,11 +290,18 @@ def _details(runs: Runs, entry: Entry | None, waiting: Sequence[str]) -> dict[st
     log = log or "Nothing is written here before the run has started."
     fresh["log"] = (log, log)
     if entry is None or not training:
+        fresh["plot"] = fresh["moved"] = (False, gr.update(visible=False))
         return fresh
     folder = entry.info.folder
     events = runs.events(folder)
     table = progress.loss_table(events)
     fresh["plot"] = ([entry.id, len(table), table.tail(3).to_dict("list")], loss_plot(table))
+    measures = progress.measure_table(events)
+    moved = measures["step"].nunique() > 1
+    fresh["moved"] = (moved, gr.update(visible=moved))
+    if moved:
+        drawn = with_all(measures, progress.MEASURES)
+        fresh["measures"] = ([entry.id, measures.to_dict("list")], gr.update(value=drawn))
     samples = samples_value(runs.workspace, folder, events, config, entry.running)
     fresh["samples"] = (samples, samples)
     takes = run_takes(folder, entry.running)
@@ -367,6 +390,23 @@ def build(page: Page) -> None:
                     buttons=[],
                     elem_id="loss",
                 )
+                with gr.Column(visible=False) as parts["moved"]:
+                    gr.Markdown("### What has moved")
+                    parts["measures"] = gr.LinePlot(
+                        x="step",
+                        y="value",
+                        color="series",
+                        color_map=progress.MEASURE_COLOURS,
+                        x_title="step",
+                        y_title="share",
+                        color_title=" ",
+                        y_lim=[0, 1],
+                        height=220,
+                        show_label=False,
+                        buttons=[],
+                        elem_id="measures",
+                    )
+                    gr.Markdown(progress.HOW_TO_READ, elem_classes="quiet")
             with gr.Column(visible=False) as parts["training"]:
                 with gr.Column(elem_classes="card"):
                     gr.Markdown("### Samples")

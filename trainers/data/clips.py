@@ -1,45 +1,49 @@
 """Clips and datasets on disk. A dataset is a folder with ``clips/`` and ``metadata.jsonl``, one line a clip.
 
 ``file_name`` and ``text`` follow the Hub's video-folder convention, so the folder can be read and shown there as it is;
-the other keys are facts of ours. A line may lack them, then they are measured. No torch.
+the other keys are facts of ours. A line may lack them, then they are measured. Datasets in other layouts are read where
+they lie: see ``trainers.data.formats``. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
 import re
 import unicodedata
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trainers.config import DatasetConfig, TrainConfig
-from trainers.data.frames import choose_frames, most_frames, most_stride, needed_frames
-from trainers.data.video import Probe, VideoError, normalise, probe, write_thumbnail
-from trainers.families.base import ModelFamily
+from trainers.data.facts import Facts, facts_from, facts_of, facts_row, is_known, measured, remember, sha256_of
+from trainers.data.video import VideoError, normalise, probe, write_thumbnail
 
 #: How long an edit waits for another one to be written.
 _LOCK_SECONDS = 30.0
 
 
 class DatasetError(Exception):
-    """A dataset or clip that cannot be used or changed: one sentence that names it."""
+    """A dataset or clip that cannot be used or changed: one sentence that names it. where: the setting that can mend
+    it."""
+
+    def __init__(self, text: str, where: str = "dataset.path") -> None:
+        self.where = where
+        super().__init__(text)
 
 
 @dataclass(frozen=True)
 class Clip:
     """One video file with its caption. duration in seconds; sha256 of the file's bytes, by which caches know it.
 
-    file_name is relative to the dataset's folder. A clip whose file is missing or unreadable has no frames and an
-    empty sha256: see `Dataset.problem`. source: name, fps, duration, width, height, sha256 of what was imported.
+    file_name is relative to the dataset's folder, or what a foreign layout calls the clip. A clip whose file is missing
+    or unreadable has no frames and an empty sha256: see `ReadableDataset.problem`. source: name, fps, duration, width,
+    height, sha256 of what was imported.
     """
 
     file_name: str
@@ -58,15 +62,81 @@ class Clip:
         return PurePosixPath(self.file_name).name
 
 
-class Dataset:
-    """A folder of clips with captions. Edits are written at once, whole, under a lock; reading needs none."""
+class ReadableDataset(ABC):
+    """What can be read of a dataset, however its files lie. No two of its clips have the same file_name."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._clips: tuple[Clip, ...] = ()
         self._problems: dict[str, str] = {}
+        self._remarks: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.path.absolute().name
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """The clips in the order of the dataset."""
+        return self._clips
+
+    @property
+    def seconds(self) -> float:
+        """Running time of all clips."""
+        return sum(clip.duration for clip in self.clips)
+
+    @abstractmethod
+    def reload(self) -> None:
+        """Read the dataset as it stands on disk now. DatasetError where that cannot be done."""
+
+    @abstractmethod
+    def file(self, clip: Clip) -> Path:
+        """The video file of a clip."""
+
+    def clip(self, file_name: str) -> Clip:
+        """The clip of that file name."""
+        for clip in self.clips:
+            if clip.file_name == file_name:
+                return clip
+        raise DatasetError(f"dataset {self.name} has no clip {file_name}")
+
+    def problem(self, clip: Clip) -> str | None:
+        """Why a clip cannot be used at all (its file is missing or cannot be read), as a sentence."""
+        return self._problems.get(clip.file_name)
+
+    def remark(self, clip: Clip) -> str:
+        """What is unusual about a clip that can be used, in clauses; or empty."""
+        return self._remarks.get(clip.file_name, "")
+
+    def thumbnail(self, clip: Clip) -> Path:
+        """A WebP picture of a clip, made if there is none of this very content. VideoError for an unreadable clip."""
+        key = _picture_key(clip.file_name)
+        target = self._thumbnails / f"{_slug(clip.name)}-{key}-{clip.sha256[:12]}.webp"
+        if not target.exists():
+            problem = self.problem(clip)
+            if problem:
+                raise VideoError(problem)
+            for outdated in target.parent.glob(f"*-{key}-*.webp"):
+                outdated.unlink(missing_ok=True)
+            write_thumbnail(self.file(clip), target)
+        return target
+
+    @property
+    @abstractmethod
+    def _thumbnails(self) -> Path:
+        """The folder of the pictures."""
+
+
+class Dataset(ReadableDataset):
+    """A folder of clips with captions. Edits are written at once, whole, under a lock; reading needs none.
+
+    max_clips: show only the first so many whose file is there. An edit keeps the others.
+    """
+
+    def __init__(self, path: Path | str, max_clips: int | None = None) -> None:
+        super().__init__(Path(path).expanduser())
+        self._max_clips = max_clips
         self._read_at: tuple[int, int, int] | None = None
-        self._facts: dict[tuple[str, int, int], dict[str, Any]] = {}  # (file, bytes, mtime) -> measured facts
 
     @classmethod
     def create(cls, path: Path | str) -> Dataset:
@@ -82,15 +152,11 @@ class Dataset:
         return dataset
 
     @classmethod
-    def open(cls, path: Path | str) -> Dataset:
+    def open(cls, path: Path | str, max_clips: int | None = None) -> Dataset:
         """A dataset as it stands on disk. DatasetError when there is none or its metadata cannot be read."""
-        dataset = cls(path)
+        dataset = cls(path, max_clips)
         dataset.reload()
         return dataset
-
-    @property
-    def name(self) -> str:
-        return self.path.absolute().name
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -99,48 +165,25 @@ class Dataset:
             self.reload()
         return self._clips
 
-    @property
-    def seconds(self) -> float:
-        """Running time of all clips."""
-        return sum(clip.duration for clip in self.clips)
-
     def reload(self) -> None:
         """Read metadata.jsonl, and measure the clips whose facts it lacks or whose file has changed since."""
         stamp = self._stamp()
-        clips, problems = [], {}
+        clips: list[Clip] = []
+        problems, remarks, there = {}, {}, 0
         for row in self._rows():
-            clip, problem = self._clip(row)
+            if there == self._max_clips:
+                break
+            clip, problem, remark = self._clip(row)
             clips.append(clip)
+            there += self.file(clip).exists() if problem else 1
             if problem:
                 problems[clip.file_name] = problem
-        self._clips, self._problems, self._read_at = tuple(clips), problems, stamp
-
-    def clip(self, file_name: str) -> Clip:
-        """The clip of that file name."""
-        for clip in self.clips:
-            if clip.file_name == file_name:
-                return clip
-        raise DatasetError(f"dataset {self.name} has no clip {file_name}")
-
-    def problem(self, clip: Clip) -> str | None:
-        """Why a clip cannot be used at all (its file is missing or cannot be read), as a sentence."""
-        return self._problems.get(clip.file_name)
+            if remark:
+                remarks[clip.file_name] = remark
+        self._clips, self._problems, self._remarks, self._read_at = tuple(clips), problems, remarks, stamp
 
     def file(self, clip: Clip) -> Path:
-        """The video file of a clip."""
         return self.path / clip.file_name
-
-    def thumbnail(self, clip: Clip) -> Path:
-        """A WebP picture of a clip, made if there is none of this very content. VideoError for an unreadable clip."""
-        key = _picture_key(clip.file_name)
-        target = self.path / "thumbs" / f"{_slug(clip.name)}-{key}-{clip.sha256[:12]}.webp"
-        if not target.exists():
-            if self.problem(clip):
-                raise VideoError(self._problems[clip.file_name])
-            for outdated in target.parent.glob(f"*-{key}-*.webp"):
-                outdated.unlink(missing_ok=True)
-            write_thumbnail(self.file(clip), target)
-        return target
 
     def add(self, source: Path, text: str = "", source_name: str | None = None) -> Clip:
         """Import a video file: checked, normalised into clips/, and written down with its original's facts.
@@ -150,11 +193,11 @@ class Dataset:
         """
         shown = re.split(r"[/\\]", source_name or source.name)[-1] or "clip"
         found = probe(source, name=shown)
-        sha256 = _sha256(source)
+        sha256 = sha256_of(source)
         self._refuse_twin(sha256, shown, self._rows())
         incoming = self.path / f".incoming-{uuid.uuid4().hex}.mp4"
         try:
-            facts = _facts(incoming, normalise(source, incoming, name=shown))
+            facts = facts_row(measured(incoming, normalise(source, incoming, name=shown)))
             file_name = f"clips/{_slug(shown)}-{sha256[:8]}.mp4"
             row = {
                 "file_name": file_name,
@@ -195,10 +238,14 @@ class Dataset:
             self._write([other for other in rows if other is not row])
         if row.get("source"):
             (self.path / file_name).unlink(missing_ok=True)
-        for picture in (self.path / "thumbs").glob(f"*-{_picture_key(file_name)}-*.webp"):
+        for picture in self._thumbnails.glob(f"*-{_picture_key(file_name)}-*.webp"):
             picture.unlink(missing_ok=True)
 
     # --- metadata.jsonl ----------------------------------------------------------------------------------------------
+
+    @property
+    def _thumbnails(self) -> Path:
+        return self.path / "thumbs"
 
     @property
     def _metadata(self) -> Path:
@@ -279,76 +326,48 @@ class Dataset:
 
     # --- Facts of a clip ---------------------------------------------------------------------------------------------
 
-    def _clip(self, row: dict[str, Any]) -> tuple[Clip, str | None]:
-        """The clip of a line, and what is wrong with its file."""
+    def _clip(self, row: dict[str, Any]) -> tuple[Clip, str | None, str]:
+        """The clip of a line, what is wrong with its file, and what is unusual about it."""
         file = self.path / row["file_name"]
-        problem = None
+        text, source = row.get("text") or "", row.get("source") or {}
         try:
             facts = self._facts_of(file, row)
         except FileNotFoundError:
-            facts, problem = {}, f"{file.name} is missing; put the file back or remove the clip"
+            problem = f"{file.name} is missing; put the file back or remove the clip"
         except (VideoError, OSError) as error:
-            facts, problem = {}, f"{error}; remove the clip"
-        clip = Clip(
-            file_name=row["file_name"],
-            text=row.get("text") or "",
-            num_frames=facts.get("num_frames", 0),
-            fps=facts.get("fps", 0.0),
-            width=facts.get("width", 0),
-            height=facts.get("height", 0),
-            duration=facts.get("duration", 0.0),
-            sha256=facts.get("sha256", ""),
-            source=row.get("source") or {},
-        )
-        return clip, problem
-
-    def _facts_of(self, file: Path, row: dict[str, Any]) -> dict[str, Any]:
-        """From the line while the file is the one it speaks of, else measured and remembered."""
-        stat = file.stat()
-        key = (row["file_name"], stat.st_size, stat.st_mtime_ns)
-        if key in self._facts:
-            return self._facts[key]
-        known = _known_facts(row)
-        if known is not None and (known["bytes"], known["modified"]) == key[1:]:
-            return known
-        if known is not None and known["bytes"] == stat.st_size and known["sha256"] == _sha256(file):
-            facts = known  # copied from elsewhere: another time, the same content
+            problem = f"{error}; remove the clip"
         else:
-            facts = _facts(file, probe(file))
-        self._facts[key] = facts
-        return facts
+            return clip_of(row["file_name"], text, facts, source), None, "; ".join(facts.unusual)
+        return clip_of(row["file_name"], text, None, source), problem, ""
+
+    def _facts_of(self, file: Path, row: dict[str, Any]) -> Facts:
+        """From the line while the file is the one it speaks of, else measured."""
+        known = facts_from(row)
+        if known is None:
+            return facts_of(file)
+        stat = file.stat()
+        if (known.bytes, known.modified) == (stat.st_size, stat.st_mtime_ns):
+            return known
+        if not is_known(file) and known.bytes == stat.st_size and known.sha256 == sha256_of(file):
+            remember(file, known)  # copied from elsewhere: another time, the same content
+        return facts_of(file)
 
 
-def _facts(file: Path, found: Probe) -> dict[str, Any]:
-    stat = file.stat()
-    return {
-        "num_frames": found.num_frames,
-        "fps": found.fps,
-        "width": found.width,
-        "height": found.height,
-        "duration": found.duration,
-        "sha256": _sha256(file),
-        "bytes": stat.st_size,
-        "modified": stat.st_mtime_ns,
-    }
-
-
-def _known_facts(row: dict[str, Any]) -> dict[str, Any] | None:
-    """Our facts in a line, if all are there and make sense."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "num_frames": int,
-        "fps": (int, float),
-        "width": int,
-        "height": int,
-        "duration": (int, float),
-        "sha256": str,
-        "bytes": int,
-        "modified": int,
-    }
-    facts = {key: row.get(key) for key in kinds}
-    if not all(isinstance(facts[key], kind) for key, kind in kinds.items()):
-        return None
-    return facts if all(row[key] > 0 for key in ("num_frames", "fps", "width", "height")) else None
+def clip_of(file_name: str, text: str, facts: Facts | None, source: dict[str, Any] | None = None) -> Clip:
+    """A clip from what its file holds; facts None: there is nothing that can be read."""
+    if facts is None:
+        return Clip(file_name, text, 0, 0.0, 0, 0, 0.0, "", source or {})
+    return Clip(
+        file_name=file_name,
+        text=text,
+        num_frames=facts.num_frames,
+        fps=facts.fps,
+        width=facts.width,
+        height=facts.height,
+        duration=facts.duration,
+        sha256=facts.sha256,
+        source=source or {},
+    )
 
 
 def _wrong_with(row: Any) -> str | None:
@@ -370,11 +389,6 @@ def _wrong_with(row: Any) -> str | None:
     return None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _picture_key(file_name: str) -> str:
     """Tells the thumbnails of one clip from those of another whose name looks the same."""
     return hashlib.sha256(file_name.encode()).hexdigest()[:8]
@@ -389,126 +403,3 @@ def _slug(name: str) -> str:
 def _clean(text: str) -> str:
     """A text as it is, without line breaks at its ends and without halves of characters, which UTF-8 cannot hold."""
     return text.strip("\r\n").encode("utf-8", "replace").decode("utf-8")
-
-
-# --- The ledger ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LedgerRow:
-    """What becomes of a clip: trained at this size and length, or dropped (then num_frames is 0). reason: a sentence,
-    or empty when there is nothing to say. trimmed: some of its frames are never seen."""
-
-    clip: Clip
-    status: Literal["used", "trimmed", "dropped"]
-    reason: str
-    num_frames: int
-    height: int
-    width: int
-
-
-def ledger(dataset: Dataset, config: TrainConfig, family: ModelFamily) -> list[LedgerRow]:
-    """One row for each clip, in order: nothing is left out silently."""
-    dataset.reload()
-    return [_ledger_row(clip, dataset.problem(clip), config.dataset, family) for clip in dataset.clips]
-
-
-def ledger_summary(rows: Sequence[LedgerRow]) -> str:
-    """Such as "36 used, 1 trimmed, 2 dropped"."""
-    return ", ".join(
-        f"{sum(row.status == status for row in rows)} {status}" for status in ("used", "trimmed", "dropped")
-    )
-
-
-def nothing_to_train(dataset: Dataset, rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[str, str] | None:
-    """(field, sentence) when no clip is left to train on; None when there is one."""
-    usable = sum(row.status != "dropped" for row in rows)
-    if not rows:
-        return "dataset.path", f"dataset {dataset.path} is empty; add clips to it first"
-    if not usable:
-        return (
-            "dataset.path",
-            f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}",
-        )
-    if config.validation.holdout >= usable:
-        return "validation.holdout", (
-            f"validation.holdout is {config.validation.holdout}, but only {usable} clips can be used; "
-            f"lower it to {usable - 1}"
-        )
-    return None
-
-
-def _ledger_row(clip: Clip, problem: str | None, config: DatasetConfig, family: ModelFamily) -> LedgerRow:
-    if problem:
-        return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
-    height, width = _size(clip, config, family.size_multiple)
-    num_frames = most_frames(clip.num_frames, clip.fps, config)
-    if num_frames < config.num_frames:
-        num_frames = family.frames_within(num_frames)
-        if not config.frame_buckets or not num_frames:
-            return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
-    notes = []
-    if num_frames < config.num_frames:
-        notes.append(f"trains with {num_frames} frames instead of {config.num_frames}: it has only {clip.num_frames}")
-    unseen, repeats = _coverage(clip, config, num_frames)
-    if unseen:
-        notes.append(f"never seen: {unseen}")
-    if repeats:
-        notes.append(f"frames repeat: it has {clip.fps:g} frames per second, dataset.fps asks for {config.fps:g}")
-    if not clip.text.strip():
-        notes.append("has no caption: it trains with an empty one")
-    return LedgerRow(clip, "trimmed" if unseen else "used", "; ".join(notes), num_frames, height, width)
-
-
-def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
-    """The sentence for a clip without a single sample; num_frames: what the family could make of it, or 0."""
-    how = f"{config.num_frames} frames"
-    if config.frame_selection != "uniform":
-        how += f" at stride {config.frame_stride}" if config.frame_stride > 1 else ""
-        how += f" at {config.fps:g} frames per second" if config.fps else ""
-    if config.frame_selection == "first" and config.start_frame:
-        how += f" from frame {config.start_frame}"
-    needed = needed_frames(config, clip.fps, config.num_frames)
-    ways = [f"lower dataset.num_frames to {num_frames}"] if num_frames else []
-    stride = most_stride(clip.num_frames, clip.fps, config) if config.frame_selection != "uniform" else 0
-    ways += [f"lower dataset.frame_stride to {stride}"] if stride else []
-    ways += ["lower dataset.start_frame"] if config.frame_selection == "first" and config.start_frame else []
-    has = "1 frame" if clip.num_frames == 1 else f"{clip.num_frames} frames"
-    why = f"{needed} are needed" + (f" ({how})" if how != f"{needed} frames" else "")
-    return f"{clip.name} has {has}; {why} - {', '.join([*ways, ''])}{'or ' if ways else ''}remove the clip"
-
-
-def _coverage(clip: Clip, config: DatasetConfig, num_frames: int) -> tuple[str, bool]:
-    """Which frames no sample ever reaches, in words, and whether samples show a frame twice.
-
-    Frames between two that are taken (a stride, a lower rate) count as reached: the movement over them is seen.
-    """
-    if config.frame_selection == "uniform":
-        return "", False
-    fixed = config if config.frame_selection != "random" else config.model_copy(update={"frame_selection": "windows"})
-    samples = choose_frames(clip.num_frames, clip.fps, fixed, num_frames, random.Random(0))
-    repeats = any(len(set(sample)) < len(sample) for sample in samples)
-    if config.frame_selection == "random":
-        return "", repeats
-    first, last = samples[0][0], samples[-1][-1]
-    gaps = [(0, first - 1), (last + 1, clip.num_frames - 1)]
-    parts = [f"frame {a}" if a == b else f"frames {a} to {b}" for a, b in gaps if a <= b]
-    return " and ".join(parts), repeats
-
-
-def _size(clip: Clip, config: DatasetConfig, multiple: int) -> tuple[int, int]:
-    """(height, width) at which a clip trains; for buckets, of the sizes with about the same area, the best shape."""
-    if config.fit != "buckets":
-        return config.height, config.width
-    area, shape = config.height * config.width, clip.height / clip.width
-    sizes = []
-    for height in range(multiple, area // multiple + 1, multiple):
-        for width in (area / height, height / shape):
-            down = max(multiple, int(width) // multiple * multiple)
-            sizes += [(height, down), (height, down + multiple)]
-
-    def far(size: tuple[int, int]) -> float:
-        """A wrong shape costs picture at the edges, a wrong area only some speed or detail."""
-        return abs(math.log(size[0] / size[1] / shape)) + abs(math.log(size[0] * size[1] / area)) / 4
-
-    return min(sizes, key=far)

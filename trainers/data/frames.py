@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 
+import numpy as np
+
 from trainers.config import DatasetConfig
 
 
@@ -17,9 +19,10 @@ def choose_frames(
 ) -> list[list[int]]:
     """The samples of `num_frames` frames that a clip gives, as frame numbers: one, or for windows all that fit.
 
-    A clip that is too short gives none; frames repeat only where `dataset.fps` is more than the clip has.
+    A clip that is too short gives none, or with `dataset.repeat_frames` one that is spread over all of it. Otherwise
+    frames repeat only where `dataset.fps` is more than the clip has.
     """
-    if num_frames_available < needed_frames(config, clip_fps, num_frames):
+    if not num_frames or num_frames_available < needed_frames(config, clip_fps, num_frames):
         return []
     if config.frame_selection == "uniform":
         return [_spread(num_frames_available, num_frames)]
@@ -27,7 +30,10 @@ def choose_frames(
     if config.frame_selection == "first":
         start = config.start_frame
     elif config.frame_selection == "random":
-        start = rng.randint(0, num_frames_available - 1 - offsets[-1])
+        reach = min(num_frames_available, offsets[-1] + 1)
+        start = rng.randint(0, num_frames_available - reach)
+        if reach <= offsets[-1]:  # too short, and let in by repeat_frames
+            return [_stretched(reach, num_frames)]
     else:
         return _windows(num_frames_available, clip_fps, config, num_frames)
     return [[start + offset for offset in offsets]]
@@ -38,12 +44,19 @@ def span(num_frames: int, stride: int) -> int:
     return (num_frames - 1) * stride + 1
 
 
-def needed_frames(config: DatasetConfig, clip_fps: float, num_frames: int) -> int:
-    """Frames that a clip must have to give a sample of `num_frames`."""
+def full_frames(config: DatasetConfig, clip_fps: float, num_frames: int) -> int:
+    """Frames that a clip must have to give a sample of `num_frames` as the stride and the rate ask for it."""
     if config.frame_selection == "uniform":
         return num_frames
     start = config.start_frame if config.frame_selection == "first" else 0
     return start + _clip_frame((num_frames - 1) * config.frame_stride, clip_fps, config) + 1
+
+
+def needed_frames(config: DatasetConfig, clip_fps: float, num_frames: int) -> int:
+    """Frames that a clip must have to give a sample of `num_frames` at all."""
+    if config.repeat_frames and config.frame_selection == "random":
+        return 1
+    return full_frames(config, clip_fps, num_frames)
 
 
 def most_frames(num_frames_available: int, clip_fps: float, config: DatasetConfig) -> int:
@@ -81,6 +94,12 @@ def _offsets(config: DatasetConfig, clip_fps: float, num_frames: int) -> list[in
 def _clip_frame(number: int, clip_fps: float, config: DatasetConfig) -> int:
     """The clip's frame for a number in the resampled clip. Halves go up: Python's round would make uneven steps."""
     return number if config.fps is None else int(number * clip_fps / config.fps + 0.5)
+
+
+def _stretched(available: int, num_frames: int) -> list[int]:
+    """Frames spread over a clip that is too short: the floor of evenly spaced points, as upstream's readers of WebVid
+    take them. numpy's own rounding, which no exact arithmetic repeats, belongs to it."""
+    return [int(number) for number in np.linspace(0, available - 1, num_frames, dtype=int)]
 
 
 def _spread(available: int, num_frames: int) -> list[int]:

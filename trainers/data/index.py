@@ -20,6 +20,8 @@ from av.video.stream import VideoStream
 #: FFmpeg's numbers for BT.709 (matrix, primaries and transfer) and for limited range.
 BT709, LIMITED = 1, 1
 _UNSPECIFIED = 2
+#: FFmpeg's numbers for the transfer curves of HDR: PQ and HLG.
+_HDR = (16, 18)
 #: Rates that a measured rate is taken for when it is nearly one of them.
 _USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
     Fraction(n) for n in (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
@@ -54,6 +56,7 @@ class Index:
     rotation: int
     plain: bool  # as `normalise` and `write_video` write it; decord gets no other files
     lost_of: int | None  # of how many frames some are missing, where the data end before the header says
+    unusual: tuple[str, ...]  # what makes its pictures or its time other than they seem, in words
 
 
 def index_of(path: Path, name: str | None = None) -> Index:
@@ -78,7 +81,8 @@ def _read_index(path: Path, size: int, mtime_ns: int, name: str) -> Index:
         packets = _read_packets(container, stream)
         shown = [pts for pts, _, hidden in packets.found if not hidden]
         stamps = sorted(pts for pts in shown if pts is not None)
-        timed = len(stamps) == len(shown)
+        # AVI has no timestamps; what FFmpeg makes up for it does not fit the frames where they are reordered.
+        timed = len(stamps) == len(shown) and container.format.name != "avi"
         rate = _rate(stamps, stream) if timed and stamps else _claimed_rates(stream)[0]
         first = _first_frame(path, name)
         if first is None or not shown:
@@ -86,7 +90,7 @@ def _read_index(path: Path, size: int, mtime_ns: int, name: str) -> Index:
         height, width = upright(first).shape[:2]
         context = stream.codec_context
         return Index(
-            pts=tuple(stamps) if timed else tuple(range(len(shown))),
+            pts=tuple(stamps) if timed else tuple(range(_count(path, name))),
             keys=tuple(sorted({pts for pts, key, _ in packets.found if key and pts is not None})),
             timed=timed,
             time_base=Fraction(stream.time_base or 1),
@@ -96,8 +100,12 @@ def _read_index(path: Path, size: int, mtime_ns: int, name: str) -> Index:
             codec=context.codec.canonical_name,
             rotation=int(first.rotation),
             plain=(context.codec.canonical_name, context.pix_fmt) == ("h264", "yuv420p")
-            and (first.colorspace, first.color_range, first.rotation) == (BT709, LIMITED, 0),
+            and (first.colorspace, first.color_range, first.rotation) == (BT709, LIMITED, 0)
+            and "mp4" in container.format.name
+            and packets.closed
+            and not first.interlaced_frame,
             lost_of=_lost_of(container, stream, packets, len(shown), float(rate)),
+            unusual=tuple(_unusual(first, stream, timed and not _is_even(stamps, rate, stream))),
         )
 
 
@@ -106,25 +114,42 @@ class _Packets:
     found: list[tuple[int | None, bool, bool]]  # timestamp, keyframe, hidden by an edit list
     end: float  # seconds at which the pictures (in matroska: any track) end
     torn: bool  # the last one is cut off
+    closed: bool  # H.264 in mp4, in which nothing refers to what stands before a keyframe
 
 
 def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     found: list[tuple[int | None, bool, bool]] = []
-    end, torn = 0.0, False
+    end, torn, closed = 0.0, False, True
+    extra = stream.codec_context.extradata or b""
+    length = (extra[4] & 3) + 1 if len(extra) > 4 else 4  # bytes of each unit's length
     indexed = "mp4" in container.format.name  # a transport stream may end anywhere, and does
-    tracks = container.streams if "matroska" in container.format.name else [stream]
+    tracks = list(container.streams) if "matroska" in container.format.name else [stream]
+    seconds = {track.index: float(track.time_base or 0) for track in tracks}  # of a tick, for every packet of a track
     try:
         for packet in container.demux(*tracks):
             if not packet.size:  # the mark at the end of a track
                 continue
-            if packet.pts is not None and packet.time_base is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == stream.index:
+            track = packet.stream.index
+            if packet.pts is not None:
+                end = max(end, (packet.pts + (packet.duration or 0)) * seconds[track])
+            if track == stream.index:
                 found.append((packet.pts, packet.is_keyframe, packet.is_discard))
                 torn = packet.is_corrupt and indexed
+                closed = closed and (not packet.is_keyframe or _starts_afresh(bytes(packet), length))
     except av.FFmpegError:
         torn = True
-    return _Packets(found, end, torn)
+    return _Packets(found, end, torn, closed)
+
+
+def _starts_afresh(packet: bytes, length: int) -> bool:
+    """Whether an H.264 keyframe is an IDR picture (unit type 5). decord takes every keyframe for one and then gives
+    other frames than it was asked for: of open groups of pictures, and of those that are refreshed bit by bit."""
+    place = 0
+    while place + length < len(packet):
+        if packet[place + length] & 31 == 5:
+            return True
+        place += length + int.from_bytes(packet[place : place + length])
+    return False
 
 
 def _lost_of(container: InputContainer, stream: VideoStream, packets: _Packets, shown: int, rate: float) -> int | None:
@@ -151,17 +176,35 @@ def _rate(stamps: Sequence[int], stream: VideoStream) -> Fraction:
     average = (len(stamps) - 1) / span
     rounded = max(Fraction(1, 100), Fraction(round(average * 100), 100))
     usual = min(_USUAL_RATES, key=lambda rate: abs(rate - average))
-    ticks = np.array(stamps, np.float64) - stamps[0]
     for rate in (*claimed, usual, rounded, average.limit_denominator(1_000_000)):
-        places = np.floor(ticks * float(time_base * rate) + 0.5)
-        if np.array_equal(places, np.arange(len(stamps))):
+        if _is_even(stamps, rate, stream):
             return rate
     return usual if abs(usual - average) <= average / 200 else rounded
+
+
+def _is_even(stamps: Sequence[int], rate: Fraction, stream: VideoStream) -> bool:
+    """Whether frame k is nearest to time k / rate for every k."""
+    ticks = np.array(stamps, np.float64) - stamps[0]
+    places = np.floor(ticks * float(Fraction(stream.time_base or 1) * rate) + 0.5)
+    return np.array_equal(places, np.arange(len(stamps)))
 
 
 def _claimed_rates(stream: VideoStream) -> list[Fraction]:
     """What the file says of its own rate; 25 where it says nothing."""
     return [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate] or [Fraction(25)]
+
+
+def _unusual(first: av.VideoFrame, stream: VideoStream, uneven: bool) -> Iterator[str]:
+    """What a reader by number does not mend, where `normalise` would (HDR aside)."""
+    if uneven:
+        yield "its frames stand for different times, but are taken by number"
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if aspect != 1:
+        yield f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), but are taken as if they were"
+    if first.interlaced_frame:
+        yield "it is interlaced: movement has comb-like edges"
+    if first.color_trc in _HDR:
+        yield "it is HDR: its colours come out pale"
 
 
 @contextmanager
@@ -201,15 +244,8 @@ def picture_track(container: InputContainer, name: str) -> VideoStream:
 
 def cut_off(path: Path, name: str | None, index: Index) -> VideoError:
     """The error for a file that ends early, after counting what can still be read."""
-    readable = 0
     name = name or path.name
-    try:
-        with open_video(path, name) as container:
-            for _ in counted(container.decode(picture_track(container, name))):
-                readable += 1
-    except av.FFmpegError:
-        pass
-    return damaged(name, readable, index)
+    return damaged(name, _count(path, name), index)
 
 
 def damaged(name: str, readable: int, index: Index) -> VideoError:
@@ -218,6 +254,18 @@ def damaged(name: str, readable: int, index: Index) -> VideoError:
     return VideoError(
         f"{name} is cut off or damaged: {readable} of {total} frames can be read; copy or export it again, or trim it"
     )
+
+
+def _count(path: Path, name: str) -> int:
+    """Frames of a file that can only be counted by decoding it."""
+    frames = 0
+    try:
+        with open_video(path, name) as container:
+            for _ in counted(container.decode(picture_track(container, name))):
+                frames += 1
+    except av.FFmpegError:
+        pass
+    return frames
 
 
 def _first_frame(path: Path, name: str) -> av.VideoFrame | None:
@@ -255,10 +303,13 @@ def matrix(frame: av.VideoFrame) -> str | None:
     return "ITU709" if large and frame.colorspace == _UNSPECIFIED and "yuv" in frame.format.name else None
 
 
-def upright(frame: av.VideoFrame) -> np.ndarray:
-    """(h, w, 3) uint8 RGB, turned and mirrored as the file's display matrix says."""
-    picture = frame.reformat(format="rgb24", src_colorspace=matrix(frame)).to_ndarray()
+def upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
+    """(h, w, 3) uint8 RGB, turned and mirrored as the file's display matrix says. size: (h, w) to resize to, whatever
+    the shape was, before the picture becomes RGB."""
     transpose, mirror, flip = orientation(frame)
+    height, width = (size[::-1] if transpose else size) if size else (frame.height, frame.width)
+    resized = frame.reformat(width, height, "rgb24", src_colorspace=matrix(frame), interpolation="BILINEAR")
+    picture = resized.to_ndarray()
     if transpose:
         picture = picture.transpose(1, 0, 2)
     return picture[:: -1 if flip else 1, :: -1 if mirror else 1]

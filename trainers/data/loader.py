@@ -7,7 +7,7 @@ uninterrupted one would have seen.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,13 @@ import torch
 from torch.nn.functional import interpolate
 
 from trainers.config import DatasetConfig
-from trainers.data.clips import Clip, Dataset, LedgerRow
+from trainers.data.clips import Clip, ReadableDataset
 from trainers.data.frames import choose_frames
+from trainers.data.ledger import LedgerRow
 from trainers.data.video import read_frames
+
+#: How `read_pixels` makes them, for the key under which what is made of them is cached.
+READING = "stretched by the decoder; or mirrored, covering, cropped"
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,18 @@ class Sample:
 
 
 def draw_samples(
-    dataset: Dataset, rows: Sequence[LedgerRow], config: DatasetConfig, seed: int, variant: int
+    dataset: ReadableDataset, rows: Sequence[LedgerRow], config: DatasetConfig, seed: int, variant: int
 ) -> list[Sample]:
-    """The samples that usable clips give in one variant (one epoch's random starts and flips)."""
+    """The samples that usable clips give in one variant (one pass's random starts and flips). Copies of a clip have
+    starts and flips of their own."""
     found = []
+    copies: Counter[str] = Counter()
     for row in rows:
         if row.status == "dropped":
             continue
-        rng = random.Random(f"{seed}/{row.clip.sha256}/{variant}")
+        copies[row.clip.sha256] += 1
+        copy = copies[row.clip.sha256]
+        rng = random.Random(f"{seed}/{row.clip.sha256}/{variant}" + (f"/{copy}" if copy > 1 else ""))
         flip = config.flip and rng.random() < 0.5
         for indices in choose_frames(row.clip.num_frames, row.clip.fps, config, row.num_frames, rng):
             found.append(
@@ -68,9 +76,13 @@ def draw_samples(
 
 
 class Batches:
-    """The endless stream of a run's batches, by number. Every batch holds samples of one shape."""
+    """The endless stream of a run's batches, by number. Every batch holds samples of one shape.
 
-    def __init__(self, dataset: Dataset, rows: Sequence[LedgerRow], config: DatasetConfig, seed: int) -> None:
+    An epoch shows every clip `dataset.repeats` times, each time in the next variant: with a cache they walk through the
+    `dataset.variants` that are encoded, without one every time is drawn anew.
+    """
+
+    def __init__(self, dataset: ReadableDataset, rows: Sequence[LedgerRow], config: DatasetConfig, seed: int) -> None:
         self._dataset, self._rows, self._config, self._seed = dataset, list(rows), config, seed
         self._epochs: dict[int, list[list[Sample]]] = {}
         self.per_epoch = len(self._epoch(0))
@@ -86,12 +98,18 @@ class Batches:
     def _samples(self, variant: int) -> list[Sample]:
         return draw_samples(self._dataset, self._rows, self._config, self._seed, variant)
 
+    def _samples_of(self, epoch: int) -> list[Sample]:
+        repeats = self._config.repeats
+        passes = range(epoch * repeats, (epoch + 1) * repeats)
+        seen = [number % self._config.variants if self._config.cache else number for number in passes]
+        drawn = {variant: self._samples(variant) for variant in set(seen)}
+        return [sample for variant in seen for sample in drawn[variant]]
+
     def _epoch(self, epoch: int) -> list[list[Sample]]:
         if epoch not in self._epochs:
-            variant = epoch % self._config.variants if self._config.cache else epoch
             rng = random.Random(f"{self._seed}/order/{epoch}")
             buckets: dict[tuple[int, int, int], list[Sample]] = defaultdict(list)
-            for sample in self._samples(variant):
+            for sample in self._samples_of(epoch):
                 buckets[sample.shape].append(sample)
             size = self._config.batch_size
             batches = []
@@ -105,24 +123,25 @@ class Batches:
 
 
 def read_pixels(sample: Sample) -> torch.Tensor:
-    """(f, 3, h, w) uint8: cropped to the target's shape first, then resized, all in 8 bits.
+    """(f, 3, h, w) uint8: mirrored, resized until it covers the target, then cropped from the middle, all in 8 bits.
 
+    In this order and with this rounding as the field does it (torchvision's Resize and CenterCrop in swift and WebVid).
+    Stretched ones come from the decoder in their size, as Tune-A-Video and its kin have them.
     Resizing small uint8 pictures is some 25 times faster than converting to float first (measured at 854x480 -> 256).
     """
-    pixels = torch.from_numpy(read_frames(sample.file, sample.indices)).permute(0, 3, 1, 2)  # (f, 3, H, W)
-    if not sample.stretch:
-        pixels = _centre_crop(pixels, sample.height / sample.width)
-    if pixels.shape[-2:] != (sample.height, sample.width):
-        pixels = interpolate(
-            pixels.contiguous(), (sample.height, sample.width), mode="bilinear", antialias=True, align_corners=False
-        )
-    return pixels.flip(-1) if sample.flip else pixels
+    target = sample.height, sample.width
+    frames = read_frames(sample.file, sample.indices, size=target if sample.stretch else None)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (f, 3, H, W)
+    pixels = pixels.flip(-1) if sample.flip else pixels
+    size = _covering(pixels.shape[-2], pixels.shape[-1], *target)
+    if pixels.shape[-2:] != size:
+        pixels = interpolate(pixels.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = round((size[0] - target[0]) / 2), round((size[1] - target[1]) / 2)
+    return pixels[..., top : top + target[0], left : left + target[1]]
 
 
-def _centre_crop(pixels: torch.Tensor, aspect: float) -> torch.Tensor:
-    """The largest centred part with height / width = aspect."""
-    height, width = pixels.shape[-2:]
-    crop_height = min(height, max(1, round(width * aspect)))
-    crop_width = min(width, max(1, round(height / aspect)))
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return pixels[..., top : top + crop_height, left : left + crop_width]
+def _covering(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
+    """The smallest (height, width) of this picture's shape that covers the target."""
+    if target_width * height >= target_height * width:
+        return max(target_height, target_width * height // width), target_width
+    return target_height, max(target_width, target_height * width // height)

@@ -65,7 +65,8 @@ _OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "cr
 @dataclass(frozen=True)
 class Probe:
     """What a video file holds. Width and height in pixels as shown, after rotation; duration in seconds; rotation in
-    degrees counter-clockwise, already counted in width and height. Uneven rates give their average as fps."""
+    degrees counter-clockwise, already counted in width and height. Uneven rates give their average as fps. unusual:
+    what its frames, read by number, do not show as a player would, in clauses."""
 
     num_frames: int
     fps: float
@@ -74,6 +75,7 @@ class Probe:
     duration: float
     codec: str
     rotation: int
+    unusual: tuple[str, ...] = ()
 
 
 def probe(path: Path, *, name: str | None = None) -> Probe:
@@ -93,6 +95,7 @@ def probe(path: Path, *, name: str | None = None) -> Probe:
         duration=float(len(index.pts) / index.rate),
         codec=index.codec,
         rotation=index.rotation,
+        unusual=index.unusual,
     )
 
 
@@ -112,11 +115,14 @@ def normalise(source: Path, target: Path, *, fps: float | None = None, name: str
     return probe(target)
 
 
-def read_frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -> np.ndarray:
+def read_frames(
+    path: Path, indices: Sequence[int], backend: Backend = "auto", size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Frames by number in display order, counted from 0: (f, h, w, 3) uint8 RGB, upright.
 
     Numbers may repeat and come in any order. auto takes decord where it is installed and agrees about the file, PyAV
-    otherwise; both give identical frames of clips that Dailies wrote.
+    otherwise; both give identical frames of clips that Dailies wrote. size: (h, w) to which PyAV resizes each frame as
+    it is decoded, without regard to its shape.
     """
     index = index_of(path)
     count = len(index.pts)
@@ -124,7 +130,9 @@ def read_frames(path: Path, indices: Sequence[int], backend: Backend = "auto") -
         if not 0 <= number < count:
             raise VideoError(f"{path.name} has {count} frames, numbered from 0; there is no frame {number}")
     if not len(indices):
-        return np.empty((0, index.height, index.width, 3), np.uint8)
+        return np.empty((0, *(size or (index.height, index.width)), 3), np.uint8)
+    if size:
+        return _read_with_pyav(path, indices, index, size)
     if backend == "decord":
         return _read_with_decord(path, indices, count)
     if backend == "auto" and index.plain and _decord() is not None:
@@ -204,8 +212,10 @@ def write_grid(path: Path, rows: Sequence[Sequence[Path]]) -> None:
 # --- Reading frames --------------------------------------------------------------------------------------------------
 
 
-def _read_with_pyav(path: Path, indices: Sequence[int], index: Index) -> np.ndarray:
-    out = np.empty((len(indices), index.height, index.width, 3), np.uint8)
+def _read_with_pyav(
+    path: Path, indices: Sequence[int], index: Index, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    out = np.empty((len(indices), *(size or (index.height, index.width)), 3), np.uint8)
     slots: dict[int, list[int]] = {}  # timestamp (or number) of a frame -> where it goes
     for slot, number in enumerate(indices):
         slots.setdefault(index.pts[number], []).append(slot)
@@ -216,7 +226,7 @@ def _read_with_pyav(path: Path, indices: Sequence[int], index: Index) -> np.ndar
                 break
             with open_video(path, path.name) as container:
                 for stamp, frame in _wanted_frames(container, sorted(slots), index, jump):
-                    picture = upright(frame)
+                    picture = upright(frame, size)
                     if picture.shape != out.shape[1:]:
                         raise VideoError(f"{path.name} changes its size on the way; import it as a clip first")
                     out[slots.pop(stamp)] = picture

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError, SampleConfig, TrainConfig, apply_overrides, read_yaml, validate
+from trainers.config import ConfigError, SampleConfig, TrainConfig, apply_overrides, parse_yaml, read_text, validate
 from trainers.families.animatediff.config import FAMILY as ANIMATEDIFF
 from trainers.families.base import ModelFamily
+from trainers.foreign import Foreign, Kind, blocks
 
 FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF,)}
 
@@ -34,8 +35,10 @@ def parse_config(data: Mapping[str, Any]) -> TrainConfig:
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A training config from YAML, as the family's own subclass. Raises ConfigError."""
-    return parse_config(apply_overrides(read_yaml(Path(path)), overrides))
+    """A training config from a file (YAML of ours, or what a family reads), as the family's own subclass.
+
+    Raises ConfigError."""
+    return parse_config(changed(read_file(path, "train"), overrides))
 
 
 def parse_sample_config(data: Mapping[str, Any]) -> SampleConfig:
@@ -44,5 +47,54 @@ def parse_sample_config(data: Mapping[str, Any]) -> SampleConfig:
 
 
 def load_sample_config(path: Path | str, overrides: Sequence[str] = ()) -> SampleConfig:
-    """A comparison config from YAML, as the family's own subclass. Raises ConfigError."""
-    return parse_sample_config(apply_overrides(read_yaml(Path(path)), overrides))
+    """A comparison config from a file (YAML of ours, or what a family reads), as the family's own subclass.
+
+    Raises ConfigError."""
+    return parse_sample_config(changed(read_file(path, "sample"), overrides))
+
+
+def read_file(path: Path | str, kind: Kind) -> Foreign:
+    """The settings in a file, for training or for a comparison; see `read_settings`."""
+    return read_settings(read_text(Path(path)), kind, str(path))
+
+
+def read_settings(text: str, kind: Kind, source: str = "the text") -> Foreign:
+    """The settings in a text: a config of ours as it stands, or what a family makes of an upstream config or command.
+
+    ConfigError when it is neither, and when it is for the other kind of run; it names the right door then.
+    """
+    within = blocks(text)
+    failure, data = None, {}
+    try:
+        data = parse_yaml(within[0] if len(within) == 1 else text, source)
+    except ConfigError as error:
+        failure = error
+    if "family" in data:
+        return Foreign(kind, data)
+    for family in FAMILIES.values():
+        found = family.read_foreign(text)
+        if found is not None and found.kind != kind:
+            does, door = _DOORS[found.kind]
+            raise ConfigError([("", f"{source} {does} with {family.title}; {door}")])
+        if found is not None:
+            return found
+    other = "; of other trainers can be read: " + ", ".join(f.reads for f in FAMILIES.values() if f.reads)
+    if failure is None:
+        raise ConfigError([("family", f"must be set; known: {', '.join(FAMILIES)}{other}")])
+    raise ConfigError([(where, what if where else what + other) for where, what in failure.problems]) from failure
+
+
+#: kind -> (what such a text does, where it belongs)
+_DOORS: dict[Kind, tuple[str, str]] = {
+    "train": ("trains", "give it to python -m trainers.train, or to Configure in the studio"),
+    "sample": ("draws samples", "give it to python -m trainers.sample; in the studio, ask for it in Compare"),
+}
+
+
+def changed(found: Foreign, overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings with ``key.path=value`` put in; ConfigError when something is missing that only a person can give."""
+    data = apply_overrides(found.settings, overrides)
+    lacking = found.lacking(data)
+    if lacking:
+        raise ConfigError(lacking)
+    return data

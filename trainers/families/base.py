@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from trainers.data.clips import LedgerRow
+    from trainers.data.ledger import LedgerRow
     from trainers.noise import Draws
 
 Stage = Literal["train", "sample"]
@@ -65,6 +65,22 @@ class SampleRequest:
     def facts(self) -> dict[str, Any]:
         """What was asked for in plain values: for a cache key, and for the file's own metadata."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "start"}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A checkpoint, or a file from elsewhere that the family reads, to write in a format of the field.
+
+    format: a key of the family's `export_formats`. dtype: of the weights. strength: of a LoRA, as it is merged or
+    written. onto: what a LoRA is merged into; None where the checkpoint says it.
+    """
+
+    checkpoint: Path
+    format: str
+    out: Path
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    strength: float = 1.0
+    onto: str | None = None
 
 
 class VideoModel(ABC):
@@ -153,11 +169,13 @@ class ModelFamily:
     findings: Callable[[TrainConfig | SampleConfig], list[Finding]]
     #: The torch module "package.module:Class" with the VideoModel; imported in `load` only.
     model: str
-    #: "package.module:function" of (Checkpoint, format, out) -> report sentence.
+    #: "package.module:function" of an ExportRequest -> report sentence.
     exporter: str
     #: Reads an upstream config or command; None when it is not one that this family knows. ConfigError when it is one,
     #: but cannot be meant.
     read_foreign: Callable[[str], Foreign | None] = lambda text: None
+    #: What that is, in words.
+    reads: str = ""
     #: What experience says of a run on so many clips: hints, never obstacles.
     advice: Callable[[TrainConfig, Sequence[LedgerRow]], list[Finding]] = lambda config, rows: []
 
@@ -166,9 +184,9 @@ class ModelFamily:
         model: VideoModel = _resolve(self.model)(config, stage)
         return model
 
-    def export(self, checkpoint: Path, format: str, out: Path) -> str:
+    def export(self, request: ExportRequest) -> str:
         """Write a checkpoint in a foreign format; a sentence on what was written and checked."""
-        report: str = _resolve(self.exporter)(checkpoint, format, out)
+        report: str = _resolve(self.exporter)(request)
         return report
 
 

@@ -1,1 +1,47 @@
-"""Upstream dataset layouts: one file each, with a reader and a writer."""
+"""Datasets in the layouts of other trainers, read where they lie: one file per layout. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainers.config import DatasetConfig
+from trainers.data.clips import Dataset, DatasetError, ReadableDataset
+from trainers.data.facts import Report
+from trainers.data.formats import listed, sidecar, webvid
+from trainers.data.originals import Entry, Originals, is_file, located
+
+READERS: dict[str, Callable[[DatasetConfig, Path], Sequence[Entry]]] = {
+    "list": listed.read,
+    "sidecar": sidecar.read,
+    "webvid": webvid.read,
+}
+
+
+def open_dataset(config: DatasetConfig, root: Path | None = None, report: Report | None = None) -> ReadableDataset:
+    """The dataset that a config names. root: what relative paths count from, else the current folder.
+
+    report: told of the videos of other formats that must be measured first, which takes time when there are many.
+    DatasetError, with the setting that can mend it, where there is no such dataset.
+    """
+    root = root or Path()
+    path = located(root, config.path)
+    if config.format == "dailies":
+        if is_file(path):
+            raise DatasetError(
+                f"{path} is a file, not the folder of a dataset; for a CSV file set dataset.format to webvid"
+            )
+        return Dataset.open(path, config.max_clips)
+    read = READERS[config.format]
+    return Originals(path, lambda: read(config, root), _memory(config, root), report)
+
+
+def _memory(config: DatasetConfig, root: Path) -> Path | None:
+    """Where facts and pictures of videos may be kept that lie in folders of their own: beside the encoded samples, or
+    in the person's cache."""
+    if config.cache_dir:
+        return located(root, config.cache_dir)
+    try:
+        return Path.home() / ".cache" / "dailies"
+    except RuntimeError:  # no home
+        return None

@@ -15,8 +15,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from trainers.families.animatediff.checkpoint import fetch, load_strictly, read_json, read_tensors
+from trainers.families.animatediff.checkpoint import load_strictly
 from trainers.families.animatediff.config import is_hub_id
+from trainers.families.animatediff.files import fetch, read_json, read_tensors
 from trainers.families.base import ModelError
 
 FILES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
 from trainers.config import FieldError, SampleConfig, TrainConfig, setting
 from trainers.families.animatediff.positions import motion_positions
 from trainers.families.base import Finding, ModelFamily
+from trainers.foreign import Foreign
+
+if TYPE_CHECKING:
+    from trainers.data.ledger import LedgerRow
 
 SIZE_MULTIPLE = 8  # the VAE halves each side three times
 Method = Literal["lora", "motion_module", "full"]
@@ -69,7 +74,9 @@ class AnimateDiffTrainConfig(TrainConfig):
         ge=1,
     )
     context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
-    context_overlap: int = setting(4, "Frames that neighbouring windows share.", ge=0)
+    context_overlap: int = setting(
+        4, "Frames that neighbouring windows share; at most one less than a window has.", ge=0
+    )
     num_inversion_steps: int | None = setting(
         None,
         "Begin validation samples from a training clip turned back into noise in this many steps (DDIM inversion), "
@@ -91,7 +98,6 @@ class AnimateDiffTrainConfig(TrainConfig):
             _check_size(*self.drawn_size, "validation.")
         if self.motion_adapter is None:
             self._check_positions(self.motion_max_seq_length)
-        _check_windows(self.context_length, self.context_overlap)
         if self.num_inversion_steps is not None:
             trained = (self.dataset.num_frames, self.dataset.height, self.dataset.width)
             if (self.drawn_frames, *self.drawn_size) != trained:
@@ -150,18 +156,14 @@ class AnimateDiffSampleConfig(SampleConfig):
         ge=1,
     )
     context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
-    context_overlap: int = setting(4, "Frames that neighbouring windows share.", ge=0)
+    context_overlap: int = setting(
+        4, "Frames that neighbouring windows share; at most one less than a window has.", ge=0
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
         _check_size(self.height, self.width, "")
-        _check_windows(self.context_length, self.context_overlap)
         return self
-
-
-def _check_windows(length: int | None, overlap: int) -> None:
-    if length is not None and overlap >= length:
-        raise FieldError("context_overlap", f"is {overlap}, but a window has only {length} frames; lower it")
 
 
 def _check_size(height: int, width: int, prefix: str) -> None:
@@ -208,7 +210,53 @@ def is_hub_id(value: str) -> bool:
     )
 
 
-#: name -> settings; what a preset does not name stays at its default.
+def advice(config: TrainConfig, rows: Sequence[LedgerRow]) -> list[Finding]:
+    """What people who trained whole motion modules found: about 1000 steps for one clip and 2000 for many, a cosine,
+    and a few copies of a single clip, which then burns less."""
+    used = len({row.clip.sha256 for row in rows if row.status != "dropped"})
+    if config.method != "motion_module" or config.dataset.num_frames == 1 or not used:
+        return []
+    found = []
+    enough = 1000 if used == 1 else 2000
+    passes = config.max_train_steps * config.optimizer.gradient_accumulation_steps * config.dataset.batch_size / used
+    if config.max_train_steps > 1.5 * enough and passes > 100:
+        clips = "a single clip" if used == 1 else f"{used} clips"
+        found.append(
+            f"max_train_steps is {config.max_train_steps}: about {enough} were enough for {clips}; later checkpoints "
+            "may have lost the base's style"
+        )
+    if used == 1 and config.dataset.repeats == 1 and config.dataset.variants == 1:
+        found.append("a single clip is said to burn less with copies that start elsewhere: set dataset.variants to 4")
+    if config.optimizer.lr_scheduler in ("constant", "constant_with_warmup") and config.max_train_steps >= 500:
+        found.append(f"optimizer.lr_scheduler is {config.optimizer.lr_scheduler}: cosine did best for whole modules")
+    return [Finding("info", text) for text in found]
+
+
+def _card(method: Method, frames: int, height: int, width: int, rank: int | None = None) -> dict[str, Any]:
+    """A preset by the memory that it needs."""
+    return {
+        "method": method,
+        "dataset.num_frames": frames,
+        "dataset.height": height,
+        "dataset.width": width,
+        **({} if rank is None else {"adapter.rank": rank}),
+        "memory.gradient_checkpointing": "full",
+        "memory.encode_frames": 1 if frames * height * width <= 16 * 384 * 384 else 4,
+        "max_train_steps": 1000 if method == "lora" else 2000,
+        "checkpoint.every_steps": 200,
+        "validation.every_steps": 200,
+    }
+
+
+def read_foreign(text: str) -> Foreign | None:
+    """An upstream config or command in our words; its rooms are read only when there is one."""
+    from trainers.families.animatediff import compat
+
+    return compat.read_foreign(text)
+
+
+#: name -> settings; what a preset does not name stays at its default. The sizes for cards are calculated, with a fifth
+#: to spare, from the weights, their gradients and optimizer states, and the activations that checkpointing leaves.
 PRESETS: dict[str, dict[str, Any]] = {
     "one movement from a few clips (LoRA)": {
         "method": "lora",
@@ -217,15 +265,58 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_train_steps": 500,
         "checkpoint.every_steps": 100,
     },
-    "a new way of moving (motion module)": {
+    "the whole motion module, as tumurzakov's trainer": {
         "method": "motion_module",
-        "dataset.frame_stride": 4,
+        "dataset.num_frames": 24,
+        "dataset.height": 512,
+        "dataset.width": 768,
+        "dataset.frame_selection": "first",
+        "dataset.fit": "stretch",
+        "dataset.frame_buckets": True,
+        "dataset.caption_dropout": 0.0,
         "optimizer.learning_rate": 1e-4,
+        "optimizer.lr_scheduler": "cosine",
         "optimizer.lr_warmup_steps": 10,
         "optimizer.weight_decay": 0.008,
+        "memory.gradient_checkpointing": "full",
         "max_train_steps": 2000,
         "checkpoint.every_steps": 200,
         "validation.every_steps": 200,
+    },
+    "a LoRA from captioned stock clips, as swift": {
+        "method": "lora",
+        "adapter.rank": 8,
+        "adapter.alpha": 32.0,
+        "adapter.dropout": 0.05,
+        "adapter.target_modules": [
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "proj_in",
+            "proj_out",
+            "ff.net.0.proj",
+            "ff.net.2",
+        ],
+        "dataset.frame_stride": 4,
+        "dataset.repeat_frames": True,
+        "dataset.flip": True,
+        "dataset.variants": 4,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.lr_scheduler": "constant",
+        "optimizer.gradient_accumulation_steps": 16,
+    },
+    "new motion modules from captioned stock clips, as swift": {
+        "method": "motion_module",
+        "motion_adapter": None,
+        "dataset.frame_stride": 4,
+        "dataset.repeat_frames": True,
+        "dataset.flip": True,
+        "dataset.variants": 4,
+        "dataset.batch_size": 4,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.lr_scheduler": "constant",
+        "optimizer.gradient_accumulation_steps": 16,
     },
     "the pictures alone (image stage)": {
         "method": "full",
@@ -236,14 +327,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.learning_rate": 1e-5,
         "max_train_steps": 2000,
     },
-    "little memory": {
-        "method": "lora",
-        "adapter.rank": 8,
-        "memory.gradient_checkpointing": "full",
-        "memory.encode_frames": 1,
-        "max_train_steps": 500,
-        "checkpoint.every_steps": 100,
-    },
+    "8 GB card: LoRA, 16 frames of 384 x 384": _card("lora", 16, 384, 384, rank=8),
+    "12 GB card: LoRA, 16 frames of 512 x 512": _card("lora", 16, 512, 512, rank=16),
+    "16 GB card: motion module, 16 frames of 384 x 384": _card("motion_module", 16, 384, 384),
+    "24 GB card: motion module, 24 frames of 512 x 768": _card("motion_module", 24, 512, 768),
 }
 
 FAMILY = ModelFamily(
@@ -256,8 +343,11 @@ FAMILY = ModelFamily(
         "full": "Every weight of the denoiser; with one frame, the image model alone.",
     },
     export_formats={
-        "original": "AnimateDiff's own motion module file (.safetensors): ComfyUI, sd-webui, the original repository.",
-        "diffusers": "A diffusers MotionAdapter folder.",
+        "original": "AnimateDiff's own motion module file (.safetensors, .ckpt or .pth): ComfyUI, sd-webui, the "
+        "original repository. A LoRA is merged into its motion module.",
+        "diffusers": "A diffusers MotionAdapter folder. A LoRA is merged into its motion module.",
+        "motion-lora": "A motion LoRA file in AnimateDiff's own naming: ComfyUI, the original repository.",
+        "diffusers-lora": "A LoRA file for diffusers' load_lora_weights: a .safetensors file, or a folder with one.",
     },
     train_config=AnimateDiffTrainConfig,
     sample_config=AnimateDiffSampleConfig,
@@ -265,6 +355,10 @@ FAMILY = ModelFamily(
     size_multiple=SIZE_MULTIPLE,
     frames_within=lambda available: available,
     findings=findings,
+    read_foreign=read_foreign,
+    reads="YAML of tumurzakov/AnimateDiff or guoyww/AnimateDiff, commands of swift (animatediff_sft.py, "
+    "animatediff_infer.py)",
+    advice=advice,
     model="trainers.families.animatediff.model:AnimateDiff",
-    exporter="trainers.families.animatediff.checkpoint:export",
+    exporter="trainers.families.animatediff.export:export",
 )

@@ -1,0 +1,1 @@
+"""Checks of a family against a folder of reference vectors: python -m tests.parity FAMILY DIR."""

@@ -1,0 +1,132 @@
+"""The parity program: it passes on the reference vectors, and on nothing that was moved, lost or added."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.parity.__main__ import main
+
+DATA = Path(__file__).parent / "data" / "animatediff"
+OUTPUTS = "unet_outputs.safetensors"
+NETWORK = ("unet_config.json", "motion_module_v2_like.safetensors", "unet_inputs.safetensors", OUTPUTS)
+PICTURES = ("pattern.mp4", "pixels.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of some of the vectors, in which the tests change what they like."""
+
+    def copy(*names: str) -> Path:
+        out = tmp_path / "vectors"
+        out.mkdir()
+        for name in names:
+            shutil.copyfile(DATA / name, out / name)
+        return out
+
+    return copy
+
+
+def keep(file: Path, *names: str) -> None:
+    """Leave only these tensors in a file."""
+    state = load_file(file)
+    save_file({name: state[name] for name in names}, file)
+
+
+def move(file: Path, name: str, by: float) -> None:
+    state = load_file(file)
+    moved = state[name].clone()
+    moved.view(-1)[moved.numel() // 2] += by
+    save_file(state | {name: moved}, file)
+
+
+def test_the_vectors_of_this_project_pass(capsys):
+    assert main(["animatediff", str(DATA)]) == 0
+    *lines, totals = capsys.readouterr().out.splitlines()
+    assert totals == f"totals passed={len(lines)} failed=0"
+    assert all(line.startswith("ok  ") for line in lines)
+    assert {line.split()[1].rstrip(":") for line in lines} >= {"v1_f3", "v2_f3", "v3_f1", "module_out", "pe_multiplied"}
+
+
+def test_packed_files_and_a_missing_base_pass(folder):
+    vectors = folder(*NETWORK)
+    keep(vectors / "unet_outputs.safetensors", "v3_f1")
+    keep(vectors / "unet_inputs.safetensors", "sample_f1", "timesteps", "encoder_hidden_states")
+    for file in list(vectors.iterdir()):
+        (vectors / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    assert main(["animatediff", str(vectors)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("v1_f3", ["sample_f3", "timesteps", "encoder_hidden_states"]),
+        ("module_out", ["module_in"]),
+        ("module_out_pe_multiplied", ["module_in_pe_multiplied"]),
+        ("pe_multiplied", []),
+    ],
+)
+def test_an_output_that_was_moved_fails(folder, name, inputs, capsys):
+    vectors = folder(*NETWORK)
+    keep(vectors / "unet_outputs.safetensors", name)
+    keep(vectors / "unet_inputs.safetensors", *(inputs or ["module_in"]))
+    if not inputs:
+        (vectors / "unet_inputs.safetensors").unlink()
+    move(vectors / "unet_outputs.safetensors", name, 1e-3)
+    assert main(["animatediff", str(vectors)]) == 1
+    assert f"FAIL {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(load_file(DATA / "pixels.safetensors")))
+def test_pixels_that_were_moved_fail(folder, name):
+    vectors = folder(*PICTURES)
+    assert main(["animatediff", str(vectors)]) == 0
+    state = load_file(vectors / "pixels.safetensors")
+    by = 30 if name == "decoded_uint8" else 30 / 127.5
+    value = state[name].clone()
+    high = value.view(-1).float().argsort()[value.numel() // 2]
+    value.view(-1)[high] += by
+    save_file(state | {name: value}, vectors / "pixels.safetensors")
+    assert main(["animatediff", str(vectors)]) == 1
+
+
+@pytest.mark.parametrize("name", ["frame_indices.json", "context_windows.json"])
+def test_a_number_that_was_moved_fails(folder, name):
+    vectors = folder(name)
+    assert main(["animatediff", str(vectors)]) == 0
+    cases = json.loads((vectors / name).read_text())
+    if name == "context_windows.json":
+        cases[1]["windows"][-1][-1] += 1
+    else:
+        cases["swift_AnimateDiffDataset"][2]["indices"][3] += 1
+    (vectors / name).write_text(json.dumps(cases))
+    assert main(["animatediff", str(vectors)]) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", ["nothing", "unknown file", "unknown tensor", "unused input", "no folder", "garbage"]
+)
+def test_what_has_no_check_fails(folder, damage, capsys):
+    vectors = folder("context_windows.json", "pattern.mp4", "pixels.safetensors")
+    if damage == "nothing":
+        shutil.rmtree(vectors)
+        vectors.mkdir()
+    elif damage == "unknown file":
+        (vectors / "more.json").write_text("{}")
+    elif damage == "unknown tensor":
+        state = load_file(vectors / "pixels.safetensors")
+        save_file(state | {"else": next(iter(state.values())).clone()}, vectors / "pixels.safetensors")
+    elif damage == "unused input":
+        shutil.copyfile(DATA / "unet_inputs.safetensors", vectors / "unet_inputs.safetensors")
+    elif damage == "garbage":
+        (vectors / "pixels.safetensors").write_bytes(b"garbage")
+    else:
+        shutil.rmtree(vectors)
+    assert main(["animatediff", str(vectors)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("totals passed=")

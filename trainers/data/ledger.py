@@ -1,0 +1,201 @@
+"""The ledger: what becomes of every clip of a dataset in a run, and why. No torch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from trainers.config import DatasetConfig, TrainConfig
+from trainers.data.clips import Clip, ReadableDataset
+from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride
+from trainers.families.base import Finding, ModelFamily
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What becomes of a clip: trained at this size and length, or dropped (then num_frames is 0). reason: a sentence,
+    or empty when there is nothing to say. trimmed: some of its frames are never seen."""
+
+    clip: Clip
+    status: Literal["used", "trimmed", "dropped"]
+    reason: str
+    num_frames: int
+    height: int
+    width: int
+
+
+def ledger(dataset: ReadableDataset, config: TrainConfig, family: ModelFamily) -> list[LedgerRow]:
+    """One row for each clip, in order: nothing is left out silently."""
+    dataset.reload()
+    return [
+        _ledger_row(clip, dataset.problem(clip), dataset.remark(clip), config.dataset, family) for clip in dataset.clips
+    ]
+
+
+def ledger_summary(rows: Sequence[LedgerRow], repeats: int = 1) -> str:
+    """Such as "36 used, 1 trimmed, 2 dropped; each counts 4 times in a pass"."""
+    counts = ", ".join(
+        f"{sum(row.status == status for row in rows)} {status}" for status in ("used", "trimmed", "dropped")
+    )
+    return counts + (f"; each counts {repeats} times in a pass" if repeats > 1 else "")
+
+
+def ledger_messages(
+    rows: Sequence[LedgerRow], repeats: int = 1, most: int = 20
+) -> list[tuple[Literal["warning", "info"], str]]:
+    """(level, sentence) of each clip there is something to say of, then the summary. Beyond `most`: how many more."""
+    said: list[tuple[Literal["warning", "info"], str]] = []
+    dropped = [row for row in rows if row.status == "dropped"]
+    others = [row for row in rows if row.status != "dropped" and row.reason]
+    said += [("warning", named(row)) for row in dropped[:most]]
+    if len(dropped) > most:
+        said.append(("warning", f"{_counted(len(dropped) - most, 'more clip')} dropped"))
+    said += [("info", named(row)) for row in others[:most]]
+    if len(others) > most:
+        said.append(("info", f"{_counted(len(others) - most, 'more clip')} with remarks of this kind"))
+    return [*said, ("info", f"clips: {ledger_summary(rows, repeats)}")]
+
+
+def size_hints(rows: Sequence[LedgerRow], config: DatasetConfig) -> list[Finding]:
+    """What can be gained by clips of one shape: a batch holds one size and length only, and on a GPU every change
+    costs time, as those who trained motion modules on mixed sizes found."""
+    usable = [row for row in rows if row.status != "dropped"]
+    found = []
+    sizes = Counter(f"{row.width} x {row.height}" for row in usable)
+    if len(sizes) > 1:
+        text = f"the clips train in {_listed(sizes)}: every change of size costs time; clips of one shape train faster"
+        found.append(Finding("info", text + ", and so does dataset.fit crop", "dataset.fit"))
+    lengths = Counter(f"{row.num_frames} frames" for row in usable)
+    if len(lengths) > 1:
+        text = f"the clips train with {_listed(lengths)}: every change of length costs time; equal ones train faster"
+        found.append(Finding("info", text, "dataset.frame_buckets"))
+    return found
+
+
+def _listed(counts: Counter[str], most: int = 4) -> str:
+    """``512 x 288 (8 clips) and 288 x 512 (1 clip)``, the most frequent first."""
+    parts = [f"{what} ({_counted(n, 'clip')})" for what, n in counts.most_common(most)]
+    if len(counts) > most:
+        parts.append(f"{len(counts) - most} more")
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def named(row: LedgerRow) -> str:
+    """What there is to say of a clip, beginning with its name."""
+    return row.reason if row.clip.name in row.reason else f"{row.clip.name}: {row.reason}"
+
+
+def nothing_to_train(
+    dataset: ReadableDataset, rows: Sequence[LedgerRow], config: TrainConfig
+) -> tuple[str, str] | None:
+    """(field, sentence) when no clip is left to train on; None when there is one."""
+    usable = sum(row.status != "dropped" for row in rows)
+    if not rows:
+        return "dataset.path", f"dataset {dataset.path} is empty; add clips to it first"
+    if not usable:
+        return (
+            "dataset.path",
+            f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}",
+        )
+    if config.validation.holdout >= usable:
+        return "validation.holdout", (
+            f"validation.holdout is {config.validation.holdout}, but only {usable} clips can be used; "
+            f"lower it to {usable - 1}"
+        )
+    return None
+
+
+def _ledger_row(clip: Clip, problem: str | None, remark: str, config: DatasetConfig, family: ModelFamily) -> LedgerRow:
+    if problem:
+        return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
+    height, width = _size(clip, config, family.size_multiple)
+    num_frames = most_frames(clip.num_frames, clip.fps, config)
+    if num_frames < config.num_frames:
+        num_frames = family.frames_within(num_frames)
+        if not config.frame_buckets or not num_frames:
+            return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
+    notes = [remark] if remark else []
+    if num_frames < config.num_frames:
+        notes.append(f"trains with {num_frames} frames instead of {config.num_frames}: it has only {clip.num_frames}")
+    stretched = _stretch(clip, config, num_frames)
+    if stretched:
+        notes.append(stretched)
+    unseen, repeats = _coverage(clip, config, num_frames)
+    if unseen:
+        notes.append(f"never seen: {unseen}")
+    if repeats:
+        notes.append(f"frames repeat: it has {clip.fps:g} frames per second, dataset.fps asks for {config.fps:g}")
+    if not clip.text.strip():
+        notes.append("has no caption: it trains with an empty one")
+    return LedgerRow(clip, "trimmed" if unseen else "used", "; ".join(notes), num_frames, height, width)
+
+
+def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
+    """The sentence for a clip without a single sample; num_frames: what the family could make of it, or 0."""
+    how = f"{config.num_frames} frames"
+    if config.frame_selection != "uniform":
+        how += f" at stride {config.frame_stride}" if config.frame_stride > 1 else ""
+        how += f" at {config.fps:g} frames per second" if config.fps else ""
+    if config.frame_selection == "first" and config.start_frame:
+        how += f" from frame {config.start_frame}"
+    needed = full_frames(config, clip.fps, config.num_frames)
+    ways = [f"lower dataset.num_frames to {num_frames}"] if num_frames else []
+    stride = most_stride(clip.num_frames, clip.fps, config) if config.frame_selection != "uniform" else 0
+    ways += [f"lower dataset.frame_stride to {stride}"] if stride else []
+    ways += ["lower dataset.start_frame"] if config.frame_selection == "first" and config.start_frame else []
+    has = "1 frame" if clip.num_frames == 1 else f"{clip.num_frames} frames"
+    why = f"{needed} are needed" + (f" ({how})" if how != f"{needed} frames" else "")
+    return f"{clip.name} has {has}; {why} - {', '.join([*ways, ''])}{'or ' if ways else ''}remove the clip"
+
+
+def _stretch(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
+    """What `dataset.repeat_frames` makes of a clip that is too short."""
+    needed = full_frames(config, clip.fps, num_frames)
+    if not config.repeat_frames or config.frame_selection != "random" or clip.num_frames >= needed:
+        return ""
+    what = "some frames are seen several times" if clip.num_frames < num_frames else "its frames lie closer than asked"
+    return f"{what}: it has {clip.num_frames}, {needed} are needed"
+
+
+def _coverage(clip: Clip, config: DatasetConfig, num_frames: int) -> tuple[str, bool]:
+    """Which frames no sample ever reaches, in words, and whether samples show a frame twice.
+
+    Frames between two that are taken (a stride, a lower rate) count as reached: the movement over them is seen.
+    """
+    if config.frame_selection == "uniform" or (config.frame_selection == "random" and config.fps is None):
+        return "", False
+    fixed = config if config.frame_selection != "random" else config.model_copy(update={"frame_selection": "windows"})
+    samples = choose_frames(clip.num_frames, clip.fps, fixed, num_frames, random.Random(0))
+    repeats = any(len(set(sample)) < len(sample) for sample in samples)
+    if config.frame_selection == "random":
+        return "", repeats
+    first, last = samples[0][0], samples[-1][-1]
+    gaps = [(0, first - 1), (last + 1, clip.num_frames - 1)]
+    parts = [f"frame {a}" if a == b else f"frames {a} to {b}" for a, b in gaps if a <= b]
+    return " and ".join(parts), repeats
+
+
+def _size(clip: Clip, config: DatasetConfig, multiple: int) -> tuple[int, int]:
+    """(height, width) at which a clip trains; for buckets, of the sizes with about the same area, the best shape."""
+    if config.fit != "buckets":
+        return config.height, config.width
+    area, shape = config.height * config.width, clip.height / clip.width
+    sizes = []
+    for height in range(multiple, area // multiple + 1, multiple):
+        for width in (area / height, height / shape):
+            down = max(multiple, int(width) // multiple * multiple)
+            sizes += [(height, down), (height, down + multiple)]
+
+    def far(size: tuple[int, int]) -> float:
+        """A wrong shape costs picture at the edges, a wrong area only some speed or detail."""
+        return abs(math.log(size[0] / size[1] / shape)) + abs(math.log(size[0] * size[1] / area)) / 4
+
+    return min(sizes, key=far)

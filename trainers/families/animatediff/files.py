@@ -1,0 +1,92 @@
+"""Files of weights and settings as they lie on the disk or on the Hub, whatever they mean."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from trainers.families.base import ModelError
+
+PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code."""
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist")
+    try:
+        if file.suffix in PICKLES:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            return _unwrapped(state, file), {}
+        with safe_open(file, "pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except pickle.UnpicklingError as error:
+        raise ModelError(_refusal(file, str(error))) from error
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(f"{file} cannot be read as weights: {_first_line(error)}") from error
+
+
+def _refusal(file: Path, reason: str) -> str:
+    """Why torch did not read a pickle: code in it, or no pickle of weights at all."""
+    called = re.search(r"GLOBAL (\S+)", reason)
+    with file.open("rb") as handle:
+        pickled = handle.read(2).startswith((b"PK", b"\x80"))  # a zip of torch.save, or a bare pickle
+    if called is None and not (pickled and "Unsupported" in reason):
+        return f"{file} cannot be read as weights: it is damaged, or no file of PyTorch"
+    named = f" ({called[1]})" if called else ""
+    return f"{file} holds more than plain tensors{named} and is not read: code in it would run"
+
+
+def _unwrapped(state: Any, file: Path) -> dict[str, Any]:
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise ModelError(f"{file} holds no weights by name")
+    return state
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ModelError when it is none."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {_first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{file} does not hold settings")
+    return data
+
+
+def fetch(repository: str, patterns: Sequence[str], where: str) -> Path:
+    """The folder of a Hub repository's files that match; ModelError when there is no such one or no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{where} {repository} is not on this machine and the Hugging Face Hub cannot be reached; give a folder, "
+            "or fetch it while there is a network"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise ModelError(f"{where} {repository} cannot be fetched from the Hub: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
