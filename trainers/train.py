@@ -12,7 +12,7 @@ from trainers.config import ConfigError, TrainConfig, describe, fields, missing_
 from trainers.data.clips import DatasetError
 from trainers.data.facts import Report
 from trainers.data.formats import open_dataset
-from trainers.data.ledger import ledger, ledger_messages, nothing_to_train
+from trainers.data.ledger import ledger, ledger_messages, nothing_to_train, size_hints
 from trainers.events import EventLog, Listener, read
 from trainers.families import FAMILIES, changed, get_family, load_config, parse_config, read_file
 from trainers.families.base import Finding
@@ -170,8 +170,8 @@ def findings(config: TrainConfig, report: Report | None = None) -> list[Finding]
     found += [Finding(level, text) for level, text in ledger_messages(rows, config.dataset.repeats)]
     problem = nothing_to_train(dataset, rows, config)
     if problem:
-        found.append(Finding("error", problem[1], problem[0]))
-    return found
+        return [*found, Finding("error", problem[1], problem[0])]
+    return [*found, *size_hints(rows, config.dataset), *family.advice(config, rows)]
 
 
 def measuring_report() -> Report:

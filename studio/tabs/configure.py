@@ -19,7 +19,7 @@ from studio.workspace import PROJECT, Workspace, WorkspaceError
 from trainers.config import ConfigError, TrainConfig, read_yaml, to_yaml, validate
 from trainers.data.clips import DatasetError
 from trainers.data.formats import open_dataset
-from trainers.data.ledger import ledger, named
+from trainers.data.ledger import ledger, named, size_hints
 from trainers.families import FAMILIES, family_of, read_settings
 from trainers.families.base import ModelFamily
 from trainers.runs import RunFolder
@@ -136,6 +136,8 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
             remarks += [("info", form.in_words(named(row))) for row in told[:8]]
             if len(told) > 8:
                 remarks.append(("info", f"Of {len(told) - 8} more clips there is the like to say."))
+            hints = [*size_hints(rows, config.dataset), *family.advice(config, rows)]
+            remarks += [(hint.level, form.in_words(hint.text)) for hint in hints]
     except DatasetError as error:
         problems.append((error.where, form.in_words(str(error))))
     except StillLooking as error:
