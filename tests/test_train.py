@@ -249,6 +249,24 @@ def test_held_out_clips_are_never_trained_on(config, tiny_dataset):
     assert seen == {row.clip.file_name for row in trained}
 
 
+def test_copies_of_a_held_out_clip_are_held_out_with_it(config, tiny_dataset):
+    from trainers.data.formats import open_dataset
+    from trainers.data.ledger import ledger, nothing_to_train
+    from trainers.families import get_family, load_config
+    from trainers.loop import hold_out
+
+    videos = sorted(str(file) for file in (tiny_dataset / "clips").iterdir())
+    settings = load_config(
+        config(dataset__format="list", dataset__videos=videos * 2, dataset__prompts=["a"], validation__holdout=1)
+    )
+    rows = ledger(open_dataset(settings.dataset), settings, get_family("animatediff"))
+    trained, held = hold_out(rows, settings)
+    assert (len(rows), len(trained), len(held)) == (6, 4, 1)
+    assert held[0].clip.sha256 not in {row.clip.sha256 for row in trained}
+    settings.validation.holdout = 3
+    assert "only 3 clips" in nothing_to_train(open_dataset(settings.dataset), rows, settings)[1]
+
+
 def test_accumulation_counts_optimizer_steps(config, tmp_path):
     from trainers.train import main
 

@@ -218,11 +218,14 @@ def computable(config: TrainConfig, log: EventLog) -> TrainConfig:
 
 
 def hold_out(rows: Sequence[LedgerRow], config: TrainConfig) -> tuple[list[LedgerRow], list[LedgerRow]]:
-    """(rows to train on, rows kept for validation): the same choice for the same seed."""
+    """(rows to train on, rows kept for validation): the same choice for the same seed. Copies of a clip go together."""
     usable = [row for row in rows if row.status != "dropped"]
-    count = config.validation.holdout
-    held = set(random.Random(f"{config.validation.seed}/holdout").sample(range(len(usable)), count))
-    return [r for i, r in enumerate(usable) if i not in held], [r for i, r in enumerate(usable) if i in held]
+    clips: dict[str, LedgerRow] = {}
+    for row in usable:
+        clips.setdefault(row.clip.sha256, row)
+    chosen = random.Random(f"{config.validation.seed}/holdout").sample(range(len(clips)), config.validation.holdout)
+    held = {sha256: row for place, (sha256, row) in enumerate(clips.items()) if place in set(chosen)}
+    return [row for row in usable if row.clip.sha256 not in held], list(held.values())
 
 
 def held_samples(

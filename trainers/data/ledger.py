@@ -97,7 +97,7 @@ def nothing_to_train(
     dataset: ReadableDataset, rows: Sequence[LedgerRow], config: TrainConfig
 ) -> tuple[str, str] | None:
     """(field, sentence) when no clip is left to train on; None when there is one."""
-    usable = sum(row.status != "dropped" for row in rows)
+    usable = len({row.clip.sha256 for row in rows if row.status != "dropped"})  # copies are one clip
     if not rows:
         return "dataset.path", f"dataset {dataset.path} is empty; add clips to it first"
     if not usable:
