@@ -567,11 +567,13 @@ def test_events_are_json_lines(config, tmp_path):
 
 
 def test_a_run_counts_on_from_the_steps_its_weights_have_behind_them(config, tmp_path):
+    from trainers.train import main
+
     path = config(
         start_step=10, max_train_steps=16, optimizer__lr_scheduler="linear", validation__every_steps=3,
         dataset__num_frames=4, validation__num_frames=2, validation__height=32, validation__width=48,
     )  # fmt: skip
-    assert door("--config", path, "--run-dir", tmp_path / "run").returncode == 0
+    assert main(["--config", str(path), "--run-dir", str(tmp_path / "run")]) == 0
     run = RunFolder(tmp_path / "run")
     events = read(run.events)[0]
     steps = [(e["step"], e["learning_rate"]) for e in events if e["type"] == "step"]
@@ -587,17 +589,21 @@ def test_a_run_counts_on_from_the_steps_its_weights_have_behind_them(config, tmp
 
 
 def test_fp16_on_a_machine_without_a_gpu_says_what_it_does_instead(config, tmp_path):
+    from trainers.train import main
+
     if torch.cuda.is_available():
         pytest.skip("this machine trains in fp16")
-    assert door("--config", config(mixed_precision="fp16"), "--run-dir", tmp_path / "run").returncode == 0
+    assert main(["--config", str(config(mixed_precision="fp16")), "--run-dir", str(tmp_path / "run")]) == 0
     said = [e["text"] for e in read(RunFolder(tmp_path / "run").events)[0] if e["type"] == "message"]
     assert any("fp16 needs a CUDA device" in text for text in said)
 
 
 def test_samples_that_begin_from_a_training_clip(config, tmp_path):
+    from trainers.train import main
+
     path = config(num_inversion_steps=3, max_train_steps=2, validation__every_steps=2)
-    assert door("--config", path, "--run-dir", tmp_path / "run").returncode == 0
+    assert main(["--config", str(path), "--run-dir", str(tmp_path / "run")]) == 0
     other = config("other.yaml", max_train_steps=2, validation__every_steps=2)
-    assert door("--config", other, "--run-dir", tmp_path / "other").returncode == 0
+    assert main(["--config", str(other), "--run-dir", str(tmp_path / "other")]) == 0
     name = "samples/step-000000/000.mp4"
     assert (tmp_path / "run" / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
