@@ -109,12 +109,44 @@ def test_a_number_that_was_moved_fails(folder, name):
     assert main(["animatediff", str(vectors)]) == 1
 
 
+@pytest.mark.parametrize("damage", ["no cases", "no windows", "no tensors", "an empty tensor", "a new fact", "a shape"])
+def test_a_file_that_compares_nothing_or_too_little_fails(folder, damage, capsys):
+    vectors = folder("context_windows.json", "frame_indices.json", *PICTURES)
+    indices = json.loads((vectors / "frame_indices.json").read_text())
+    state = load_file(vectors / "pixels.safetensors")
+    if damage == "no cases":
+        indices["MultiTuneAVideoDataset"] = []
+    elif damage == "no windows":
+        (vectors / "context_windows.json").write_text("[]")
+    elif damage == "no tensors":
+        state = {}
+    elif damage == "an empty tensor":
+        state["multitune_w32_h16_frames_"] = state["multitune_w32_h16_frames_0_5"][:0]
+    elif damage == "a new fact":
+        indices["tumurzakov_AnimateDiffDataset"][0]["randomize"] = True
+    else:
+        indices["swift_AnimateDiffDataset"][0]["shape"][0] += 1
+    (vectors / "frame_indices.json").write_text(json.dumps(indices))
+    save_file(state, vectors / "pixels.safetensors")
+    assert main(["animatediff", str(vectors)]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_a_file_beside_its_packed_form_fails(folder, capsys):
+    vectors = folder("context_windows.json")
+    (vectors / "context_windows.json.gz").write_bytes(gzip.compress(b"[]"))
+    assert main(["animatediff", str(vectors)]) == 1
+    assert "FAIL context_windows.json.gz: no check uses it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "damage", ["nothing", "unknown file", "unknown tensor", "unused input", "no folder", "garbage"]
+    "damage", ["nothing", "unknown file", "a note", "unknown tensor", "unused input", "no folder", "garbage"]
 )
 def test_what_has_no_check_fails(folder, damage, capsys):
     vectors = folder("context_windows.json", "pattern.mp4", "pixels.safetensors")
-    if damage == "nothing":
+    if damage == "a note":
+        (vectors / "notes.txt").write_text("?")
+    elif damage == "nothing":
         shutil.rmtree(vectors)
         vectors.mkdir()
     elif damage == "unknown file":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-#: Explanations that stand beside vectors.
-TEXTS = (".md", ".txt")
+#: The explanation that stands beside vectors.
+TEXTS = ("README.md", "README.txt", "README")
 
 
 class Tensors:
@@ -42,14 +42,39 @@ class Tensors:
         return [f"{self.file}: {name}" for name in self._values if name not in self._taken]
 
 
+class Case:
+    """The facts of one case of a JSON file; remembers which were taken."""
+
+    def __init__(self, name: str, facts: Mapping[str, Any]) -> None:
+        self.name, self._facts, self._taken = name, facts, set[str]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._facts
+
+    def __getitem__(self, name: str) -> Any:
+        self._taken.add(name)
+        return self._facts[name]
+
+    def get(self, name: str) -> Any:
+        self._taken.add(name)
+        return self._facts.get(name)
+
+    def left(self) -> list[str]:
+        return [name for name in self._facts if name not in self._taken]
+
+
 class Vectors:
     """The files of a folder under their plain names; one that is not there is looked for in `fallback`."""
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self.folder, self.scratch = folder, scratch
         found = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
-        files = {file.relative_to(folder).as_posix().removesuffix(".gz"): file for file in found}
-        self._files = {name: file for name, file in files.items() if not name.endswith(TEXTS)}
+        self._files: dict[str, Path] = {}
+        for file in found:
+            name = file.relative_to(folder).as_posix()
+            plain = name.removesuffix(".gz")
+            if plain not in TEXTS:
+                self._files[name if plain in self._files else plain] = file  # of two alike the second has no check
         self._used: set[str] = set()
         self._tensors: dict[str, Tensors] = {}
 
@@ -115,8 +140,9 @@ class Report:
         """Largest difference of two tensors, and whether it is within the tolerance."""
         if found.shape != expected.shape:
             return self.failed(name, f"has the shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
-        difference = (found.detach().double() - expected.double()).abs()
-        error = float(difference.max()) if difference.numel() else 0.0
+        if not expected.numel():
+            return self.failed(name, "has no numbers to compare with")
+        error = float((found.detach().double() - expected.double()).abs().max())
         return self.measured(name, error, tolerance, unit)
 
     def measured(self, name: str, error: float, tolerance: float, unit: str = "") -> None:
@@ -132,11 +158,23 @@ class Report:
 
     @contextmanager
     def check(self, name: str) -> Iterator[None]:
-        """Whatever goes wrong inside fails this check and no other."""
+        """Whatever goes wrong inside fails this check and no other; so does an inside that compares nothing."""
+        before = self.checks
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the report is the answer to anything
             self.failed(name, f"{type(error).__name__}: {error}")
+        if self.checks == before:
+            self.failed(name, "holds nothing to compare with")
+
+    @contextmanager
+    def case(self, name: str, facts: Mapping[str, Any]) -> Iterator[Case]:
+        """The same for a case of a JSON file, of which every fact must be used."""
+        with self.check(name):
+            case = Case(name, facts)
+            yield case
+            for fact in case.left():
+                self.failed(f"{name} {fact}", "no check uses it")
 
     def totals(self) -> str:
         passed = self.checks - self.failures
