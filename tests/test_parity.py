@@ -162,3 +162,16 @@ def test_what_has_no_check_fails(folder, damage, capsys):
         shutil.rmtree(vectors)
     assert main(["animatediff", str(vectors)]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("totals passed=")
+
+
+def test_two_outputs_of_one_lora_at_one_strength_pass(folder, capsys):
+    """Two outputs for which the same LoRA is merged at the same strength into the same module."""
+    vectors = folder(*NETWORK, "motion_lora_original_naming.safetensors")
+    keep(vectors / "unet_outputs.safetensors", "v2_lora0.75_f3")
+    state = load_file(vectors / "unet_outputs.safetensors")
+    inputs = load_file(vectors / "unet_inputs.safetensors")
+    wanted = ("sample_f3", "timesteps", "encoder_hidden_states")
+    save_file({name: inputs[name] for name in wanted}, vectors / "unet_inputs.safetensors")
+    save_file(state | {"v2_lora0.750_f3": state["v2_lora0.75_f3"].clone()}, vectors / "unet_outputs.safetensors")
+    assert main(["animatediff", str(vectors)]) == 0
+    assert capsys.readouterr().out.count("merged") == 4

@@ -166,7 +166,8 @@ def merged(reference: Reference, version: str, strength: float) -> AnimateDiff:
     """A model on the motion module into which our own export has merged the LoRA."""
     from trainers.families.animatediff.export import merge_lora
 
-    out = reference.folder / f"merged-{strength}.safetensors"
+    out = reference.folder / f"merged-{version}-{strength}.safetensors"
+    out.unlink(missing_ok=True)  # of an output with another number of frames
     merge_lora(reference.lora(), strength, reference.module(version), out)
     settings = {"base_model": str(reference.folder), "motion_adapter": str(out), "prompts": ["-"]}
     return AnimateDiff(AnimateDiffSampleConfig(**settings, mixed_precision="no"), "sample")
