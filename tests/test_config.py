@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
+from string import ascii_lowercase as LETTERS
 
 import pytest
 import yaml
@@ -99,8 +101,12 @@ def test_a_key_that_stands_twice_is_refused_with_its_line():
         ("", "does not hold settings"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("dataset: 2020-13-45", "is not valid YAML"),
+        ("dataset: &a\n  path: *a\n", "is nested without end"),
+        ("[" * 3000, "is nested without end"),
+        ("a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{p: *{a}, q: *{a}, r: *{a}}}\n" for a, b in pairwise(LETTERS)),
+         "holds more than 1,000,000 values"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_config_is_refused_by_name(tmp_path, text, says):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
@@ -113,8 +119,10 @@ def test_a_missing_or_binary_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"gone\.yaml does not exist"):
         load_config(tmp_path / "gone.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ConfigError, match=r"binary\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"binary\.yaml cannot be read: it is no text in UTF-8$"):
         load_config(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match=r"cannot be read: it is a folder$"):
+        load_config(tmp_path)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------

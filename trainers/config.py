@@ -427,10 +427,27 @@ for _end in (_Loader, _Dumper):
     )
 
 
+_MOST_VALUES = 1_000_000  # a few lines of aliases of aliases stand for more than any memory holds
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """How many values stand in one when every alias is written out. known: those of containers that were counted."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        within = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(item, known) for item in within)
+    return known[id(value)]
+
+
 def parse_yaml(text: str, source: str = "the text") -> dict[str, Any]:
     """A YAML mapping as a dict; ConfigError with the line where it is no YAML."""
     try:
         data = yaml.load(text, Loader=_Loader)
+        if _written_out(data, {}) > _MOST_VALUES:
+            raise ValueError(f"with its aliases written out it holds more than {_MOST_VALUES:,} values")
+    except RecursionError as error:
+        raise ConfigError([("", f"{source} is not valid YAML: it is nested without end")]) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date or a number and is none
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
@@ -451,8 +468,12 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError([("", f"config file {path} does not exist")]) from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError([("", f"config file {path} cannot be read: {error}")]) from error
+    except IsADirectoryError as error:
+        raise ConfigError([("", f"config file {path} cannot be read: it is a folder")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([("", f"config file {path} cannot be read: it is no text in UTF-8")]) from error
+    except OSError as error:
+        raise ConfigError([("", f"config file {path} cannot be read: {error.strerror or error}")]) from error
 
 
 def to_yaml(config: BaseModel) -> str:
