@@ -90,6 +90,7 @@ def test_a_command_over_many_lines():
         ("python C:\\tools\\train_it.py ^\r\n  --a 1", 1),
         ("python train_it.py `\n  --a 1", 1),
         ("python train_it.py \\ --a 1", 1),
+        ("python train_it.py --a 1 \\", 1),
         ("tool --a 1", 1),
         ("python -m some.door tool --a 1", 1),
         ("export B=2\nenv C=3 python train_it.py --a 1", 1),
@@ -135,6 +136,8 @@ def test_what_is_no_such_command():
     [
         ("python train_it.py --a 1\npython train_it.py --a 2", "there are 2 commands in this text"),
         ("python train_it.py --a $WHERE/x", "the command uses $WHERE, which the text does not set"),
+        ("python train_it.py --a $(pwd)/x", "the command uses $(...), which the text does not set"),
+        ('python train_it.py --a "$(cat list.txt)"', "the command uses $(...), which the text does not set"),
         ("python train_it.py --a 1 \\\n --b 'open", "the quote in line 2 of the command is not closed"),
     ],
 )

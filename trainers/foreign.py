@@ -57,7 +57,7 @@ _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.
 
 def blocks(text: str) -> list[str]:
     """What stands between Markdown fences, each by itself; the whole text where there are none."""
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\u00a0", " ")  # as web pages space code
     return [match.group(2) for match in _FENCE.finditer(text)] or [text]
 
 
@@ -138,13 +138,14 @@ def _as_command(words: tuple[dict[str, str], list[str]], scripts: Sequence[str])
     return None
 
 
-_BLANK = re.compile(r"(?:[ \t\r]|[\\^`][ \t]*\r?\n|(?<=\s)\\(?=[ \t]))+")  # a line that ends so goes on in the next
+# A line that ends so goes on in the next, which a text that was cut out may lack.
+_BLANK = re.compile(r"(?:[ \t\r]|[\\^`][ \t]*(?:\r?\n|\Z)|(?<=\s)\\(?=[ \t]))+")
 _END = re.compile(r"\n|;|&&?|\|\|?")
 _REDIRECT = re.compile(r"\d*(?:>>?|<)&?[ \t]*[^\s;&|]*")
 _SINGLE = re.compile(r"'([^']*)'")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _PLAIN = re.compile(r"(?:[^\s'\"\\;&|<>^`]|[\\^`](?!\s)|(?<=\S)\\[ \t](?=\S))+")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\}|\([^)]*\)?)")  # or what another command answers, which is not run
 _UNSET = "\0"  # stands around the name of a variable that has no value
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
@@ -182,7 +183,7 @@ def _piece(text: str, place: int, variables: Mapping[str, str]) -> tuple[str, in
     """The part of a word that begins here, and where it ends."""
 
     def value(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
+        name = match.group(1) or match.group(2) or "(...)"
         return variables.get(name, f"{_UNSET}{name}{_UNSET}")
 
     if single := _SINGLE.match(text, place):
