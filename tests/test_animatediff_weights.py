@@ -481,7 +481,7 @@ def test_a_domain_adapter_is_a_lora_of_the_image_model(base, tmp_path):
     assert not np.array_equal(model.sample(REQUEST, Draws.seeded(1)), plain), "it is applied where it belongs"
     with pytest.raises(
         ModelError,
-        match=r"is a LoRA, not a motion module \(one of the image model, as a domain adapter is: .*attentions",
+        match=r"is a LoRA, not a motion module \(it lies on the image model, as a domain adapter is: .*attentions",
     ):
         read_motion(file)
     refused(
@@ -777,7 +777,7 @@ def test_a_lora_is_no_motion_module(base, checkpoints, module, tmp_path):
     save_file(original_naming(lora_of(module)), tmp_path / "lora.safetensors")
     for path in (tmp_path / "lora.safetensors", checkpoints["lora"], GOLDEN_LORA):
         with pytest.raises(
-            ModelError, match=r"is a LoRA, not a motion module \(one of motion modules: .*motion_modules\.0"
+            ModelError, match=r"is a LoRA, not a motion module \(it lies on motion modules: .*motion_modules\.0"
         ):
             train_model(base, motion_adapter=str(path))
 
@@ -807,6 +807,7 @@ def test_unmapped_keys_are_named(module, tmp_path):
         "image": ({"conv.weight": v0}, "image.ckpt is not a motion module: it holds conv.weight"),
         "words": ({**original, "note": "hello"}, "words.ckpt is not a motion module: it holds note"),
         "empty": ({}, "is not a motion module: it is empty"),
+        "alone": ({"conv_in.weight": v0, "conv_in.bias": v0}, "is not a motion module: it is an image model alone"),
         "list": ([v0], "holds no weights by name"),
         "torn": ({k: v for k, v in original.items() if "norms.1.bias" not in k}, r"lacks .*norm2\.bias"),
         "two": (

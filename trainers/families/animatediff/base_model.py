@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -52,7 +54,10 @@ _PATTERNS = [
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
 ]
-_FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+_FAILURES = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError, SafetensorError,
+    pickle.UnpicklingError, SingleFileComponentError,
+)  # fmt: skip
 
 
 class BaseModel:
@@ -158,6 +163,9 @@ class BaseModel:
         try:
             return read()
         except _FAILURES as error:
+            for file in [self.path] if self.is_file else _files(self.path / part):
+                if file.suffix in FILES:
+                    read_tensors(file)  # says what is wrong with the file, where it is the file
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{part} of base_model {self.source} cannot be read: {reason}") from error
 

@@ -129,6 +129,8 @@ def parse_original(state: Mapping[str, Any], header: Mapping[str, str], file: Pa
     state = _bare(state)
     if "conv_in.weight" in state:
         state = motion_part(state)
+        if not state:
+            raise ModelError(f"{file} is not a motion module: it is an image model alone")
     others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if others or not state:
         raise ModelError(f"{file} is not a motion module: {f'it holds {some(others)}' if others else 'it is empty'}")
@@ -223,8 +225,8 @@ def read_motion(path: Path) -> tuple[State, MotionFacts]:
     take = read_take(path)
     if take.facts is None:
         raise ModelError(
-            f"{path} is a LoRA, not a motion module (one of {motion_lora.covered(take.lora)}: {some(take.lora)}); "
-            "give it as a checkpoint instead"
+            f"{path} is a LoRA, not a motion module (it lies on {motion_lora.covered(take.lora)}: {some(take.lora)}); "
+            "give it as a checkpoint, and as motion_adapter the motion module that it was trained on"
         )
     return motion_part(take.state), take.facts
 

@@ -21,6 +21,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code."""
     if not file.is_file():
         raise ModelError(f"{file} does not exist")
+    if not file.stat().st_size:
+        raise ModelError(f"{file} is empty")
     try:
         if file.suffix in PICKLES:
             state = torch.load(file, map_location="cpu", weights_only=True)
