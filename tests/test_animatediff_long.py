@@ -20,6 +20,7 @@ from trainers.families.animatediff.positions import motion_positions
 from trainers.families.animatediff.windows import windows
 from trainers.families.base import ModelError, SampleRequest
 from trainers.noise import Draws
+from trainers.train import findings
 
 
 @pytest.fixture(scope="session")
@@ -237,3 +238,20 @@ def test_a_lora_beyond_the_motion_modules_trains_and_comes_back(base, tmp_path):
     before = plain.sample(REQUEST, Draws(seeded(0)))
     plain.load([(checkpoint, 1.0)])
     assert (plain.sample(REQUEST, Draws(seeded(0))) != before).any()
+
+
+def test_samples_that_cannot_begin_from_any_clip_are_told_before_the_run(tiny_base, tiny_dataset):
+    """Clips of 12 frames train with 12 where 16 are asked for; a sample of 16 has nothing to begin from."""
+    settings = {
+        "method": "motion_module",
+        "base_model": str(tiny_base),
+        "motion_adapter": str(tiny_base / "motion_adapter"),
+        "num_inversion_steps": 2,
+        "dataset": {"path": str(tiny_dataset), "num_frames": 16, "height": 64, "width": 64, "frame_buckets": True},
+        "validation": {"prompts": ["a ball"]},
+    }
+    (finding,) = [f for f in findings(AnimateDiffTrainConfig(**settings)) if f.level == "error"]
+    assert finding.where == "num_inversion_steps"
+    assert "none trains with 16 frames at 64 x 64; lower dataset.num_frames to 12" in finding.text
+    settings["dataset"]["num_frames"] = 12
+    assert not [f for f in findings(AnimateDiffTrainConfig(**settings)) if f.level == "error"]

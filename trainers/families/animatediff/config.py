@@ -213,23 +213,45 @@ def is_hub_id(value: str) -> bool:
 def advice(config: TrainConfig, rows: Sequence[LedgerRow]) -> list[Finding]:
     """What people who trained whole motion modules found: about 1000 steps for one clip and 2000 for many, a cosine,
     and a few copies of a single clip, which then burns less."""
+    found = _without_start(config, rows)
     used = len({row.clip.sha256 for row in rows if row.status != "dropped"})
     if config.method != "motion_module" or config.dataset.num_frames == 1 or not used:
-        return []
-    found = []
+        return found
+    hints = []
     enough = 1000 if used == 1 else 2000
     passes = config.max_train_steps * config.optimizer.gradient_accumulation_steps * config.dataset.batch_size / used
     if config.max_train_steps > 1.5 * enough and passes > 100:
         clips = "a single clip" if used == 1 else f"{used} clips"
-        found.append(
+        hints.append(
             f"max_train_steps is {config.max_train_steps}: about {enough} were enough for {clips}; later checkpoints "
             "may have lost the base's style"
         )
     if used == 1 and config.dataset.repeats == 1 and config.dataset.variants == 1:
-        found.append("a single clip is said to burn less with copies that start elsewhere: set dataset.variants to 4")
+        hints.append("a single clip is said to burn less with copies that start elsewhere: set dataset.variants to 4")
     if config.optimizer.lr_scheduler in ("constant", "constant_with_warmup") and config.max_train_steps >= 500:
-        found.append(f"optimizer.lr_scheduler is {config.optimizer.lr_scheduler}: cosine did best for whole modules")
-    return [Finding("info", text) for text in found]
+        hints.append(f"optimizer.lr_scheduler is {config.optimizer.lr_scheduler}: cosine did best for whole modules")
+    return found + [Finding("info", text) for text in hints]
+
+
+def _without_start(config: TrainConfig, rows: Sequence[LedgerRow]) -> list[Finding]:
+    """That no clip trains at full length, where samples are to begin from one."""
+    if not isinstance(config, AnimateDiffTrainConfig) or config.num_inversion_steps is None:
+        return []
+    if not (config.validation.every_steps and config.validation.prompts):
+        return []
+    used = [row for row in rows if row.status != "dropped"]
+    wanted = (config.dataset.num_frames, config.dataset.height, config.dataset.width)
+    if not used or any((row.num_frames, row.height, row.width) == wanted for row in used):
+        return []
+    return [
+        Finding(
+            "error",
+            f"num_inversion_steps begins samples from a training clip, but none trains with {wanted[0]} frames at "
+            f"{wanted[2]} x {wanted[1]}; lower dataset.num_frames to {max(row.num_frames for row in used)}, or leave "
+            "num_inversion_steps empty",
+            "num_inversion_steps",
+        )
+    ]
 
 
 def _card(method: Method, frames: int, height: int, width: int, rank: int | None = None) -> dict[str, Any]:
