@@ -263,4 +263,4 @@ def test_nothing_to_train_on_is_said_at_its_field(made):
     config = config_of(dataset, num_frames=32)
     where, text = nothing_to_train(dataset, ledger(dataset, config, FAMILY), config)
     assert where == "dataset.path"
-    assert "none of the 1 clips" in text
+    assert "the one clip of the dataset cannot be used: " in text

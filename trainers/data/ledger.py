@@ -101,10 +101,9 @@ def nothing_to_train(
     if not rows:
         return "dataset.path", f"dataset {dataset.path} is empty; add clips to it first"
     if not usable:
-        return (
-            "dataset.path",
-            f"none of the {len(rows)} clips of {dataset.path} can be used; the first: {rows[0].reason}",
-        )
+        if len(rows) == 1:
+            return "dataset.path", f"the one clip of the dataset cannot be used: {rows[0].reason}"
+        return "dataset.path", f"none of the dataset's {len(rows)} clips can be used; the first: {rows[0].reason}"
     if config.validation.holdout >= usable:
         return "validation.holdout", (
             f"validation.holdout is {config.validation.holdout}, but only {usable} clips can be used; "
