@@ -310,7 +310,7 @@ def test_the_published_yaml():
         "tracking": {"tracker": "none"},
     }
     assert [note.split()[0] for note in found.notes] == [
-        "Upstream", "use_inv_latent:", "validation_steps", "inference_config_path",
+        "Upstream", "use_inv_latent:", "validation_steps", "inference_config_path", "trainable_modules",
     ]  # fmt: skip
     assert "beta_schedule to base" in found.notes[0]
 
@@ -1249,6 +1249,15 @@ def test_the_same_text_in_every_dress_is_the_same_run():
 def test_two_of_them_in_one_text_are_too_many():
     assert "there are 2 commands" in refused(SWIFT_LORA + SWIFT_INFER)
     assert "there are 2 configs or commands" in refused(f"```\n{SWIFT_LORA}```\n\n```\n{SWIFT_INFER}```\n")
+    document = f"```\n--csv_path names a CSV file\n```\n```\n{SWIFT_LORA}```\n\n```\n{SWIFT_INFER}```\n"
+    assert "there are 3 configs or commands" in refused(document), "and not what the first of them lacks"
+
+
+def test_what_swift_computes_in_another_way_is_told():
+    notes = " ".join(read_foreign(SWIFT_LORA).notes)
+    assert "norm_semantics to diffusers" in notes
+    assert "Gradients of 16 batches are averaged" in notes
+    assert "averaged" not in " ".join(read_foreign(SWIFT_LORA.replace("steps 16", "steps 1")).notes)
 
 
 def test_what_is_none_of_them():

@@ -63,9 +63,20 @@ def blocks(text: str) -> list[str]:
 
 def the_only(text: str, read: Callable[[str], Foreign | None]) -> Foreign | None:
     """What `read` makes of the one block of a text that it knows; None when it knows none, ConfigError for several."""
-    found = [foreign for foreign in map(read, blocks(text)) if foreign is not None]
-    if len(found) > 1:
-        raise ConfigError([("", f"there are {len(found)} configs or commands in this text; give one of them")])
+    found: list[Foreign] = []
+    failed: list[ConfigError] = []
+    for block in blocks(text):
+        try:
+            foreign = read(block)
+        except ConfigError as error:  # it may be a line that explains one option
+            failed.append(error)
+        else:
+            found += [] if foreign is None else [foreign]
+    if len(found) > 1 or (found and failed):
+        count = len(found) + len(failed)
+        raise ConfigError([("", f"there are {count} configs or commands in this text; give one of them")])
+    if failed:
+        raise failed[0]
     return found[0] if found else None
 
 

@@ -190,6 +190,15 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
     if values["use_wandb"]:
         notes.append("use_wandb is left out; tracking.tracker can be tensorboard, and the run folder holds the curves.")
     notes += _schedule_notes(values)
+    notes.append(
+        "norm_semantics is original, as ComfyUI and sd-webui compute; swift trained with diffusers' norms: set "
+        "norm_semantics to diffusers to generate with diffusers or swift."
+    )
+    if values["gradient_accumulation_steps"] > 1:
+        notes.append(
+            f"Gradients of {values['gradient_accumulation_steps']} batches are averaged; swift adds them up, so that "
+            "its max_grad_norm cuts that much sooner."
+        )
     if idle:
         notes.append(f"No effect: {', '.join(idle)}.")
     settings: dict[str, Any] = {

@@ -151,6 +151,8 @@ def translate(data: Mapping[str, Any]) -> Foreign:
         notes.append(
             "inference_config_path is not read: positions and layout are those of the motion_module file itself."
         )
+    if trained["method"] == "motion_module" and top["train_whole_module"] and data.get("trainable_modules"):
+        notes.append("trainable_modules has no effect beside train_whole_module, upstream as well.")
     settings = {
         "family": "animatediff",
         "method": trained["method"],
