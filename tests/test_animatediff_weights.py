@@ -799,6 +799,15 @@ def test_a_module_with_a_mid_block_is_not_for_a_model_without(base, module, tmp_
             tmp_path / "x.safetensors", onto=str(v3))  # fmt: skip
 
 
+def test_a_place_where_nothing_can_be_written_is_named(module, tmp_path):
+    save_file(to_original(module), tmp_path / "mm.safetensors", metadata={"dailies": json.dumps({"heads": 4})})
+    (tmp_path / "taken").touch()
+    for out, format in (("x.safetensors", "original"), ("x.ckpt", "original"), ("x", "diffusers")):
+        with pytest.raises(ModelError, match=rf"taken/{out} cannot be written: ") as caught:
+            write(tmp_path / "mm.safetensors", format, tmp_path / "taken" / out)
+        assert "\n" not in str(caught.value)
+
+
 def test_unmapped_keys_are_named(module, tmp_path):
     original = to_original(module)
     odd = f"{ORIGINAL_BLOCK}.attention_blocks.0.camera.weight"

@@ -103,6 +103,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line():
         ("dataset: 2020-13-45", "is not valid YAML"),
         ("dataset: &a\n  path: *a\n", "is nested without end"),
         ("[" * 3000, "is nested without end"),
+        ("a: \x01", "special characters are not allowed"),
         ("a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{p: *{a}, q: *{a}, r: *{a}}}\n" for a, b in pairwise(LETTERS)),
          "holds more than 1,000,000 values"),
     ],
@@ -113,6 +114,7 @@ def test_what_is_no_config_is_refused_by_name(tmp_path, text, says):
         load_config(path)
     assert says in str(caught.value)
     assert "run.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_binary_file_is_refused_by_name(tmp_path):

@@ -451,7 +451,8 @@ def parse_yaml(text: str, source: str = "the text") -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date or a number and is none
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
-        raise ConfigError([("", f"{source} is not valid YAML{line}: {getattr(error, 'problem', error)}")]) from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError([("", f"{source} is not valid YAML{line}: {problem}")]) from error
     if not isinstance(data, dict):
         raise ConfigError([("", f"{source} does not hold settings: expected lines such as 'max_train_steps: 1000'")])
     return data

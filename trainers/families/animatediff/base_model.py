@@ -172,7 +172,10 @@ class BaseModel:
 
 def _files(folder: Path) -> list[Path]:
     """The settings and weights of a part, in order; pickles only where there are no safetensors."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+    except OSError as error:
+        raise ModelError(f"{folder} of the base model cannot be read: {error.strerror or error}") from error
     settings = [file for file in files if file.suffix in (".json", ".txt")]
     return settings + (
         [file for file in files if file.suffix == ".safetensors"] or [file for file in files if file.suffix in FILES]

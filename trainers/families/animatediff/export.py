@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainers import lora
@@ -334,10 +336,12 @@ def _in_words(difference: float) -> str:
 
 def _write_whole(out: Path, write: Callable[[Path], None], check: Callable[[Path], float]) -> float:
     """Write beside, check, and only then give it its name; what `check` gave."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{os.getpid()}-{out.name}")
     try:
-        write(beside)
+        with _writing(out):
+            write(beside)
         with torch.no_grad():
             difference = check(beside)
         beside.rename(out)
@@ -347,3 +351,12 @@ def _write_whole(out: Path, write: Callable[[Path], None], check: Callable[[Path
             shutil.rmtree(beside)
         else:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """ModelError where nothing can be written: a folder that is closed to us, a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{out} cannot be written: {str(error).splitlines()[0]}") from error

@@ -21,9 +21,10 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code."""
     if not file.is_file():
         raise ModelError(f"{file} does not exist")
-    if not file.stat().st_size:
-        raise ModelError(f"{file} is empty")
     try:
+        with file.open("rb") as handle:  # of a file that is closed to us safetensors says that it is not there
+            if not handle.read(1):
+                raise ModelError(f"{file} is empty")
         if file.suffix in PICKLES:
             state = torch.load(file, map_location="cpu", weights_only=True)
             return _unwrapped(state, file), {}
