@@ -141,6 +141,14 @@ def test_positions_of_what_is_no_module_are_unknown_and_nothing_is_run(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
 
+def test_a_lora_in_the_place_of_a_motion_module_is_found_before_the_run(base):
+    file = DATA / "motion_lora_original_naming.safetensors"
+    settings = {"base_model": str(base), "motion_adapter": str(file), "dataset": {"path": "clips"}}
+    (finding,) = FAMILY.findings(AnimateDiffTrainConfig(**settings))
+    assert (finding.level, finding.where) == ("error", "motion_adapter")
+    assert "is a LoRA, not a motion module" in finding.text
+
+
 def test_too_many_frames_are_found_before_the_run(base):
     positions = motion_positions(str(base / "motion_adapter"))
     settings = {

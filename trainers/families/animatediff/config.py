@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import model_validator
 
 from trainers.config import FieldError, SampleConfig, TrainConfig, setting
-from trainers.families.animatediff.positions import motion_positions
+from trainers.families.animatediff.positions import is_lora_file, motion_positions
 from trainers.families.base import Finding, ModelFamily
 from trainers.foreign import Foreign
 
@@ -181,7 +181,11 @@ def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
         value = getattr(config, where)
         if value is not None and not Path(value).expanduser().exists() and not is_hub_id(value):
             found.append(Finding("error", f"{where} {value} does not exist; give a folder, a file or a Hub id", where))
-    positions = motion_positions(getattr(config, "motion_adapter", None))
+    adapter = getattr(config, "motion_adapter", None)
+    if is_lora_file(adapter):
+        text = f"motion_adapter {adapter} is a LoRA, not a motion module; name the module that it was trained on"
+        found.append(Finding("error", text, "motion_adapter"))
+    positions = motion_positions(adapter)
     if positions is not None:
         try:
             _check_frames(config, positions)

@@ -21,22 +21,29 @@ _LARGEST_HEADER = 100 * 1024 * 1024  # safetensors' own limit
 
 def motion_positions(adapter: str | None) -> int | None:
     """Positions of a motion adapter (a folder or file on this machine), or None where that cannot be told."""
-    if adapter is None:
-        return None
-    path = Path(adapter).expanduser()
-    try:
-        if path.is_dir():
-            file = next((path / name for name in FOLDER_WEIGHTS if (path / name).is_file()), None)
-            return _of_file(file) if file else None
-        return _of_file(path) if path.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile):
-        return None  # whoever reads the weights says what is wrong with them
-
-
-def _of_file(file: Path) -> int | None:
-    shapes = _safetensors_shapes(file) if file.suffix == ".safetensors" else _pickled_shapes(file)
+    shapes = _shapes(adapter)
     lengths = {int(shape[1]) for key, shape in shapes.items() if key.endswith(_ENCODINGS) and len(shape) == 3}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def is_lora_file(adapter: str | None) -> bool:
+    """Whether a file on this machine holds the weights of a LoRA, and so is no motion module."""
+    return any("lora_A." in key or "_lora." in key or ".lora." in key for key in _shapes(adapter))
+
+
+def _shapes(adapter: str | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by key of a folder's or file's weights; {} where they cannot be told."""
+    if adapter is None:
+        return {}
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        path = next((path / name for name in FOLDER_WEIGHTS if (path / name).is_file()), path)
+    try:
+        if not path.is_file():
+            return {}
+        return _safetensors_shapes(path) if path.suffix == ".safetensors" else _pickled_shapes(path)
+    except (OSError, ValueError, KeyError, TypeError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile):
+        return {}  # whoever reads the weights says what is wrong with them
 
 
 def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
