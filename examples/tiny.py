@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,9 +115,15 @@ def write_animatediff(out: Path, shape: Shape) -> dict[str, str]:
     _spread_latents(vae)
     unet.half().save_pretrained(out / "unet")  # half the size on disk; read in any precision
     vae.save_pretrained(out / "vae")
-    _save_text_encoder(text_encoder, out / "text_encoder")
+    save_text_encoder(text_encoder, out / "text_encoder")
     scheduler.save_pretrained(out / "scheduler")
     adapter.save_pretrained(out / "motion_adapter")
+    write_index(out)
+    return {"base_model": str(out), "motion_adapter": str(out / "motion_adapter")}
+
+
+def write_index(out: Path) -> None:
+    """Say which classes read the parts of a Stable Diffusion pipeline folder."""
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
@@ -130,7 +136,6 @@ def write_animatediff(out: Path, shape: Shape) -> dict[str, str]:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     _write_json(out / "model_index.json", index)
-    return {"base_model": str(out), "motion_adapter": str(out / "motion_adapter")}
 
 
 def _spread_latents(vae: AutoencoderKL) -> None:
@@ -145,7 +150,7 @@ def _spread_latents(vae: AutoencoderKL) -> None:
         vae.quant_conv.bias[4:] = -8.0
 
 
-def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+def save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
     """Write it with the key names that published files have; newer transformers write them without their prefix."""
     text_encoder.save_pretrained(folder)
     weights = folder / "model.safetensors"
@@ -153,11 +158,11 @@ def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
     save_file(state, weights, metadata={"format": "pt"})
 
 
-def write_clip_tokenizer(folder: Path) -> dict[str, int]:
-    """A CLIP tokenizer of our own: all bytes (so that any text can be spelt), and `WORDS`. Gives its vocabulary."""
+def write_clip_tokenizer(folder: Path, words: Sequence[str] = WORDS, max_tokens: int = MAX_TOKENS) -> dict[str, int]:
+    """A CLIP tokenizer of our own: all bytes (so that any text can be spelt), and `words`. Gives its vocabulary."""
     letters = _byte_letters()
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
+    for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             merges[(pieces[0], pieces[1])] = None
@@ -172,7 +177,7 @@ def write_clip_tokenizer(folder: Path) -> dict[str, int]:
     _write_json(folder / "special_tokens_map.json", special)
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, **special},
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, "do_lower_case": True, **special},
     )
     return vocabulary
 

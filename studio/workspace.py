@@ -262,7 +262,7 @@ class Workspace:
     # --- the demo ----------------------------------------------------------------------------------------------------
 
     def add_demo(self) -> None:
-        """Copy the demo's clips and its tiny base model into the workspace, where they are not there yet."""
+        """Copy the demo's clips and its base model into the workspace, where they are not there yet."""
         for source, target in self._demo_folders().items():
             if target.exists():
                 continue
@@ -280,7 +280,7 @@ class Workspace:
     def demo_config(self) -> TrainConfig:
         """The demo's training run on the workspace's copies."""
         try:
-            settings = read_yaml(PROJECT / "examples" / "demo" / "train.yaml")
+            settings = read_yaml(PROJECT / "examples" / "demo" / "orbit.yaml")
         except ConfigError as error:
             raise WorkspaceError(f"the demo is not part of this installation: {error}") from error
         moved = _with_paths(settings, self._demo_folders())

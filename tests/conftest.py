@@ -52,7 +52,7 @@ def tiny_base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """A dataset of three captioned clips of 12 frames, 64 x 64 at 8 fps. Shared: read it, never write into it."""
-    from examples.demo.make_clips import write
+    from scenes import write
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write(folder, clips=3, num_frames=12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -139,20 +138,6 @@ def test_both_exports_load(walked):
 # --- the demo's files ------------------------------------------------------------------------------------------------
 
 
-def test_the_demos_clips_are_what_the_generator_draws():
-    from examples.demo.make_clips import FPS, NUM_FRAMES, SCENES, SIZE, draw
-
-    folder = ROOT / "examples" / "demo" / "dataset"
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert [row["text"] for row in rows] == [scene.text for scene in SCENES]
-    for row, scene in zip(rows, SCENES, strict=True):
-        found = probe(folder / row["file_name"])
-        assert (found.num_frames, found.fps, found.width, found.height) == (NUM_FRAMES, FPS, SIZE, SIZE)
-        difference = read_frames(folder / row["file_name"], range(NUM_FRAMES)).astype(float) - draw(scene, NUM_FRAMES)
-        assert np.abs(difference).mean() < 4, scene.name  # what compression costs
-
-
 def test_the_demos_clips_play_in_a_browser():
     for file in (ROOT / "examples" / "demo" / "dataset" / "clips").iterdir():
         with av.open(str(file)) as container:
@@ -160,9 +145,8 @@ def test_the_demos_clips_play_in_a_browser():
             assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p"), file.name
 
 
-def test_the_demos_base_is_small_and_has_the_real_layout():
+def test_the_demos_base_has_the_real_layout():
     base = ROOT / "examples" / "demo" / "base"
-    assert sum(file.stat().st_size for file in base.rglob("*") if file.is_file()) < 5_000_000
     assert (base / "model_index.json").is_file()
     assert (base / "motion_adapter" / "config.json").is_file()
 

@@ -63,7 +63,7 @@ def problems(form: Form[Any], values: list[Any], **given: Any) -> list[tuple[str
 def test_the_demo_would_start(workspace: Workspace, form: Form[Any]) -> None:
     now = preview(form, FAMILY, starting_values(form, workspace))
     assert now.starts, now.problems
-    assert now.line == "12 of 12 clips used, 60 steps"
+    assert now.line == "12 of 12 clips used, 240 steps"
     assert "This run would start" in headline(form, now)
     assert now.config.dataset.cache_dir == str(workspace.cache)
     assert now.config == workspace.demo_config()
@@ -80,8 +80,8 @@ def test_each_problem_stands_at_the_field_to_mend(workspace: Workspace, form: Fo
         ({"dataset__path": "/no/such/data"}, "dataset.path", "/no/such/data"),
         ({"dataset__path": str(empty.path)}, "dataset.path", "no clips yet"),
         ({"dataset__num_frames": 16, "dataset__frame_stride": 9}, "dataset.path", "None of the 12 clips can be used"),
-        ({"method": "lora"}, "motion_adapter", "must be set"),
-        ({"optimizer__lr_warmup_steps": 99}, "optimizer.lr_warmup_steps", "only 60 steps"),
+        ({"motion_adapter": ""}, "motion_adapter", "must be set"),
+        ({"optimizer__lr_warmup_steps": 999}, "optimizer.lr_warmup_steps", "only 240 steps"),
     ):
         found = problems(form, start, **given)
         assert found[0][0] == where, found
@@ -97,7 +97,7 @@ def test_clips_that_are_left_out_are_named(workspace: Workspace, form: Form[Any]
     values = form.merge(starting_values(form, workspace), {"dataset.path": str(dataset.path), "dataset.num_frames": 16})
     now = preview(form, FAMILY, form.merge(values, {"dataset.frame_stride": 1}))
     assert now.starts
-    assert now.line == "1 of 4 clips used, 60 steps"
+    assert now.line == "1 of 4 clips used, 240 steps"
     left_out = [text for _, text in now.remarks if text.startswith("Left out")]
     assert len(left_out) == 3
     for clip in dataset.clips[:3]:
@@ -127,7 +127,7 @@ def test_videos_are_used_where_they_lie(workspace: Workspace, form: Form[Any], t
     )
     now = preview(form, FAMILY, values)
     assert now.problems == []
-    assert now.line == "12 of 13 clips used, each 4 times in a pass, 60 steps"
+    assert now.line == "12 of 13 clips used, each 4 times in a pass, 240 steps"
     told = [text for _, text in now.remarks]
     assert any(text.startswith("Left out: gone.mp4 is missing: there is no file") for text in told)
     assert sum("never seen: frames 8 to" in text for text in told) == 8
@@ -201,7 +201,7 @@ def test_the_command_is_what_the_queue_runs(workspace: Workspace, form: Form[Any
 
 def test_a_title_is_made_where_none_was_given(workspace: Workspace, form: Form[Any]) -> None:
     config = preview(form, FAMILY, starting_values(form, workspace)).config
-    assert run_title("  ", config) == "demo motion module"
+    assert run_title("  ", config) == "demo lora"
     assert run_title(" Mine ", config) == "Mine"
 
 
@@ -216,7 +216,7 @@ def test_a_new_dataset_starts_with_a_run_that_would_start(workspace: Workspace, 
 
 def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any]) -> None:
     config = preview(
-        form, FAMILY, form.merge(starting_values(form, workspace), {"seed": 7, "max_train_steps": 9})
+        form, FAMILY, form.merge(starting_values(form, workspace), {"seed": 7, "max_train_steps": 19})
     ).config
     run = workspace.new_run(config, "Earlier")
     values = {value for _, value in origins(workspace, FAMILY)}
@@ -241,7 +241,7 @@ def test_a_config_of_ones_own_fills_the_form(workspace: Workspace, form: Form[An
 
 
 def test_what_a_config_has_wrong_is_told_and_the_rest_is_used(workspace: Workspace, form: Form[Any]) -> None:
-    text = to_yaml(workspace.demo_config()).replace("max_train_steps: 60", "max_train_step: 60\nseed2: 1")
+    text = to_yaml(workspace.demo_config()).replace("max_train_steps: 240", "max_train_step: 240\nseed2: 1")
     name, settings, said = read_config(text)
     told = [line for _, line in said]
     assert any("max_train_step is not a setting; did you mean max_train_steps?" in line for line in told)
@@ -291,11 +291,10 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
         assert "problem" not in height.get_attribute("class")
         assert "height: 32" in tab.locator("#yaml").inner_text()
 
-        assert tab.locator(f"#{DEMO_FAMILY}-adapter-rank").count() == 0
-        tab.get_by_test_id("lora-radio-label").click()
-        tab.locator(f"#{DEMO_FAMILY}-adapter-rank").wait_for()
-        tab.get_by_text("This run would not start yet", exact=True).wait_for()
+        rank = tab.locator(f"#{DEMO_FAMILY}-adapter-rank")
+        rank.wait_for()
         tab.get_by_test_id("motion_module-radio-label").click()
+        rank.wait_for(state="detached")
         tab.get_by_text("This run would start", exact=True).wait_for()
 
         tab.reload()

@@ -291,7 +291,7 @@ def small_demo(tmp_path, monkeypatch) -> Path:
     for name in ("dataset/clips/a.mp4", "dataset/metadata.jsonl", "base/model_index.json", "base/inner/config.json"):
         (demo / name).parent.mkdir(parents=True, exist_ok=True)
         (demo / name).write_text("{}")
-    (demo / "train.yaml").write_text(
+    (demo / "orbit.yaml").write_text(
         "family: animatediff\nmethod: lora\nbase_model: examples/demo/base\n"
         "motion_adapter: examples/demo/base/inner\ndataset:\n  path: examples/demo/dataset\n"
     )
@@ -331,5 +331,5 @@ def test_the_real_demo(workspace, root):
     config = workspace.demo_config()
     assert len(workspace.dataset("demo").clips) >= 3
     assert workspace.base_models() == [config.base_model]
-    given = read_yaml(root / "examples" / "demo" / "train.yaml")
+    given = read_yaml(root / "examples" / "demo" / "orbit.yaml")
     assert config.max_train_steps == given["max_train_steps"]

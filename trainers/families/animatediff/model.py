@@ -39,6 +39,7 @@ from trainers.families.animatediff.denoiser import (
     joined,
     lora_targets,
     new_motion_modules,
+    skip_motion,
     stretched,
     use_xformers,
 )
@@ -163,6 +164,11 @@ class AnimateDiff(VideoModel):
     def _make_trainable(self, config: AnimateDiffTrainConfig) -> None:
         if config.method == "full":
             self.unet.requires_grad_(True)
+            if config.dataset.num_frames == 1:  # a single frame says nothing of motion: the image model alone
+                for name, parameter in self.unet.named_parameters():
+                    parameter.requires_grad_(".motion_modules." not in name)
+                if config.motion_adapter is None:
+                    skip_motion(self.unet)
         elif config.method == "motion_module":
             for parameter in chosen_parameters(self.unet, config.trainable_modules):
                 parameter.requires_grad_(True)

@@ -1,14 +1,8 @@
-"""The demo's clips, drawn anew: python -m examples.demo.make_clips OUT.
-
-Twelve captioned clips of one moving shape each, 64 x 64, 16 frames at 8 frames per second. Nothing here is random: the
-same code draws the same frames. `examples/demo/dataset` is its committed result.
-"""
+"""Clips for the tests: one moving shape each, 64 x 64, 8 frames per second. The same code draws the same frames."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from trainers.data.clips import Dataset, DatasetError
+from trainers.data.clips import Dataset
 from trainers.data.video import write_video
 
 SIZE, NUM_FRAMES, FPS = 64, 16, 8
@@ -124,21 +118,3 @@ def shape(corners: int | None, pose: Pose) -> Sequence[tuple[float, float]]:
         angle = pose.angle + TURN * number / count
         points.append((pose.x + radius * math.sin(angle), pose.y - radius * math.cos(angle)))
     return points
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 when written, 1 when OUT already holds a dataset."""
-    parser = argparse.ArgumentParser(prog="python -m examples.demo.make_clips", description=__doc__)
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the new dataset")
-    given = parser.parse_args(arguments)
-    try:
-        write(given.out)
-    except DatasetError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"wrote {len(SCENES)} clips to {given.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
