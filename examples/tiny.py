@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +163,8 @@ def write_clip_tokenizer(folder: Path, words: Sequence[str] = WORDS, max_tokens:
     letters = _byte_letters()
     merges: dict[tuple[str, str], None] = {}
     for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
+        pieces = _merged([*word[:-1], word[-1] + "</w>"], merges)
+        while len(pieces) > 1:  # behind all others, so that the words before it stay what they are
             merges[(pieces[0], pieces[1])] = None
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
@@ -180,6 +180,17 @@ def write_clip_tokenizer(folder: Path, words: Sequence[str] = WORDS, max_tokens:
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, "do_lower_case": True, **special},
     )
     return vocabulary
+
+
+def _merged(pieces: list[str], merges: Iterable[tuple[str, str]]) -> list[str]:
+    """What byte-pair encoding makes of a word's pieces: it carries out the merges in their order."""
+    for left, right in merges:
+        at = 0
+        while at + 1 < len(pieces):
+            if (pieces[at], pieces[at + 1]) == (left, right):
+                pieces = [*pieces[:at], left + right, *pieces[at + 2 :]]
+            at += 1
+    return pieces
 
 
 def _byte_letters() -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 import gradio as gr
 from pydantic.fields import FieldInfo
 
-from trainers.config import (
+from trainers.settings import (
     ConfigError,
     Section,
     choices,

@@ -21,10 +21,11 @@ import yaml
 
 import trainers
 from studio.jobs import Kind
-from trainers.config import ConfigError, SampleConfig, TrainConfig, read_yaml, to_yaml
+from trainers.config import SampleConfig, TrainConfig
 from trainers.data.clips import Dataset
 from trainers.families import parse_config
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError, read_yaml, to_yaml
 
 #: Where the trainers package lies: trainers start there, and examples/ stands beside it.
 PROJECT = Path(trainers.__file__).resolve().parent.parent

@@ -17,13 +17,13 @@ import trainers.sample
 import trainers.train
 from studio.tabs.configure import form_of, read_config
 from studio.workspace import Workspace
-from trainers.config import ConfigError, apply_overrides, parse_yaml
 from trainers.events import read
 from trainers.families import get_family, parse_config, parse_sample_config
 from trainers.families.animatediff import compat_guoyww, compat_parts, compat_swift, compat_tumurzakov
 from trainers.families.animatediff.compat import read_foreign
 from trainers.families.animatediff.names import diffusers_name
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError, apply_overrides, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILY = get_family("animatediff")

@@ -9,12 +9,13 @@ from string import ascii_lowercase as LETTERS
 import pytest
 import yaml
 
-from trainers import config as schema
-from trainers.config import (
+from trainers.config import SampleConfig, TrainConfig
+from trainers.families import FAMILIES, get_family, load_config, load_sample_config, parse_config, parse_sample_config
+from trainers.settings import (
     ConfigError,
-    SampleConfig,
-    TrainConfig,
+    FieldError,
     apply_overrides,
+    choices,
     describe,
     fields,
     has_effect,
@@ -23,7 +24,6 @@ from trainers.config import (
     to_yaml,
     value_at,
 )
-from trainers.families import FAMILIES, get_family, load_config, load_sample_config, parse_config, parse_sample_config
 
 TRAIN = {
     "family": "animatediff",
@@ -258,7 +258,7 @@ def test_seeds_out_of_range_are_refused():
 
 
 def test_a_field_error_carries_its_place():
-    error = schema.FieldError("optimizer.name", "is wrong")
+    error = FieldError("optimizer.name", "is wrong")
     assert (error.where, str(error)) == ("optimizer.name", "is wrong")
 
 
@@ -312,7 +312,7 @@ def test_conditions_name_existing_settings_and_possible_values(cls):
     for path, info in known.items():
         for other, wanted in hints(info).get("show_if", {}).items():
             assert other in known, path
-            possible = schema.choices(known[other])
+            possible = choices(known[other])
             assert set(wanted) <= set(possible), path
 
 

@@ -7,7 +7,6 @@ import io
 import pytest
 import yaml
 
-from trainers.config import ConfigError, parse_yaml
 from trainers.families import FAMILIES, changed, read_settings
 from trainers.foreign import (
     Foreign,
@@ -22,6 +21,7 @@ from trainers.foreign import (
     texts,
     the_only,
 )
+from trainers.settings import ConfigError, parse_yaml
 
 SCRIPTS = ("train_it.py", "tool")
 

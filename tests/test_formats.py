@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from trainers.config import ConfigError, DatasetConfig, TrainConfig
+from trainers.config import DatasetConfig, TrainConfig
 from trainers.data import facts
 from trainers.data.clips import Dataset, DatasetError, ReadableDataset
 from trainers.data.formats import open_dataset, sidecar, webvid
@@ -23,6 +23,7 @@ from trainers.data.video import VideoError, frames_decoded, probe, read_frames
 from trainers.events import read
 from trainers.families import get_family, parse_config
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError
 
 FAMILY = get_family("animatediff")
 REFERENCE = json.loads((Path(__file__).parent / "data" / "animatediff" / "frame_indices.json").read_text())

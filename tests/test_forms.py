@@ -8,8 +8,8 @@ import gradio as gr
 import pytest
 
 from studio.forms import Form
-from trainers.config import FieldError, Section, choices, setting, to_yaml, validate, value_at
 from trainers.families import FAMILIES
+from trainers.settings import FieldError, Section, choices, setting, to_yaml, validate, value_at
 
 CLASSES = [cls for family in FAMILIES.values() for cls in (family.train_config, family.sample_config)]
 NAMES = {cls: family.name for family in FAMILIES.values() for cls in (family.train_config, family.sample_config)}

@@ -19,10 +19,10 @@ from studio.parts.wall import wall, wall_value
 from studio.tabs import compare
 from studio.worker import Worker
 from studio.workspace import Workspace
-from trainers.config import fields
 from trainers.data.video import write_video
 from trainers.events import EventLog
 from trainers.families import load_sample_config, parse_config, parse_sample_config
+from trainers.settings import fields
 
 PROMPTS = ["a red circle", "a blue square"]
 

@@ -31,9 +31,9 @@ from studio.tabs.configure import (
 )
 from studio.worker import launch_line
 from studio.workspace import PROJECT, Workspace
-from trainers.config import ConfigError, to_yaml
 from trainers.data.formats import webvid
 from trainers.families import FAMILIES, load_config
+from trainers.settings import ConfigError, to_yaml
 
 DEMO_FAMILY = "animatediff"
 FAMILY = FAMILIES[DEMO_FAMILY]

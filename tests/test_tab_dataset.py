@@ -15,8 +15,8 @@ import studio
 from studio.imports import Imports
 from studio.tabs.dataset import dataset_choices, import_list, seen_config, seen_defaults, view
 from studio.workspace import Workspace
-from trainers.config import ConfigError
 from trainers.families import FAMILIES
+from trainers.settings import ConfigError
 
 EVIL = "${alert(1)} {{7*7}} <img src=x onerror=alert(1)> \\ ` \" ' 😀"
 FAMILY = next(iter(FAMILIES))

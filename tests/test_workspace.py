@@ -8,9 +8,9 @@ import pytest
 
 from studio import workspace as workspace_module
 from studio.workspace import Workspace, WorkspaceError
-from trainers.config import read_yaml
 from trainers.families import load_config, parse_config, parse_sample_config
 from trainers.runs import RunFolder
+from trainers.settings import read_yaml
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
 

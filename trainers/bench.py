@@ -192,7 +192,7 @@ def machine() -> dict[str, str]:
 
 
 def settings(pairs: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    from trainers.config import apply_overrides
+    from trainers.settings import apply_overrides
 
     yield from apply_overrides({}, pairs).items()
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from trainers.config import ConfigError, dump_yaml, read_text
+from trainers.settings import ConfigError, dump_yaml, read_text
 
 Kind = Literal["train", "sample"]
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.config import SampleConfig, describe, to_yaml
+from trainers.config import SampleConfig
 from trainers.data.video import probe, read_frames, write_gif, write_grid, write_video
 from trainers.events import EventLog
 from trainers.families import FAMILIES, changed, get_family, parse_sample_config, read_file
 from trainers.families.base import ModelFamily, SampleRequest, VideoModel
 from trainers.metrics import Measures
 from trainers.runs import Checkpoint, RunFolder
+from trainers.settings import describe, to_yaml
 from trainers.terminal import (
     Mendable,
     Screen,

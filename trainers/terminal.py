@@ -17,10 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from trainers.config import ConfigError
 from trainers.events import EventLog, Listener
 from trainers.foreign import Foreign
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError
 
 EXIT_FAILED, EXIT_BAD_CONFIG = 1, 2
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.config import ConfigError, TrainConfig, describe, fields, missing_package, to_yaml, value_at
+from trainers.config import TrainConfig, missing_package
 from trainers.data.clips import DatasetError
 from trainers.data.facts import Report
 from trainers.data.formats import open_dataset
@@ -17,6 +17,7 @@ from trainers.events import EventLog, Listener, read
 from trainers.families import FAMILIES, changed, get_family, load_config, parse_config, read_file
 from trainers.families.base import Finding
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError, describe, fields, to_yaml, value_at
 from trainers.terminal import (
     EXIT_FAILED,
     Mendable,

@@ -188,7 +188,7 @@ def random_caption(rng: random.Random) -> tuple[str, list[int]]:
     scene = shapes.random_scene(rng, rng.choice(shapes.KNOWN))
     size, background = rng.random() < 0.5, rng.random() < 0.5
     caption = scene.caption(size, background)
-    known = {"size": size, "background": background, "motion": True}
+    known = {"size": size, "motion": True}
     if rng.random() < UNKNOWN_VERB:
         known["motion"] = False
         others = [shapes.VERBS[name] for name in shapes.NEW] + ["", "", *tiny.WORDS]
@@ -302,7 +302,7 @@ def picture_clips(folder: Path) -> None:
             scene = shapes.random_scene(rng, first.motion)
             scene = replace(scene, shape=first.shape, colour=first.colour)
             scene = replace(scene, size=first.size if size else scene.size)
-            scene = replace(scene, background=first.background if background else scene.background)
+            scene = replace(scene, background=first.background)
             frames.append(scene.draw_at(rng.random() ** 0.25))
         rows.append((np.stack(frames), first.caption(size, background)))
     write_clips(folder, rows)

@@ -34,6 +34,7 @@ COLOURS = {
 }
 SIZES = {"small": 0.14, "big": 0.19}  # radius, as a share of the frame's side
 BACKGROUNDS = {"day": (222, 222, 214), "night": (34, 36, 46)}
+DEFAULT_BACKGROUND = "day"
 VERBS = {
     "left": "moves left",
     "right": "moves right",
@@ -104,9 +105,13 @@ class Scene:
         return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
 
     def caption(self, size: bool = True, background: bool = True) -> str:
-        """The sentence for it, such as "a small red circle moves left by night"."""
+        """The sentence for it, such as "a small red circle moves left by night".
+
+        It is day unless the sentence says night: a frame that had to guess would now and then guess otherwise than the
+        one before. So night is said even where `background` is False.
+        """
         words = ["a", self.size if size else "", self.colour, self.shape, VERBS[self.motion]]
-        words.append(f"by {self.background}" if background else "")
+        words.append(f"by {self.background}" if background or self.background != DEFAULT_BACKGROUND else "")
         return " ".join(filter(None, words))
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from studio.jobs import JobError
 from studio.workspace import WorkspaceError
-from trainers.config import ConfigError
+from trainers.settings import ConfigError
 
 #: Name of a part -> how it looked when it was last sent to a browser.
 Seen = dict[str, str]

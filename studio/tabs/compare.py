@@ -20,9 +20,10 @@ from studio.parts.runs import Entry, Runs, find
 from studio.parts.wall import empty_wall, wall, wall_value
 from studio.progress import Event
 from studio.workspace import TakeInfo, Workspace, WorkspaceError
-from trainers.config import ConfigError, SampleConfig, TrainConfig, fields, hints, validate
+from trainers.config import SampleConfig, TrainConfig
 from trainers.families import FAMILIES, get_family, load_config, load_sample_config
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError, fields, hints, validate
 
 SECONDS_BETWEEN_LOOKS = 1.5
 NO_WALL = "Choose takes and prompts above; base and takes then stand here side by side, in step."

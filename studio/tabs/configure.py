@@ -16,13 +16,14 @@ from studio.jobs import JobError
 from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
 from studio.parts.answer import answer, notes
 from studio.workspace import PROJECT, Workspace, WorkspaceError
-from trainers.config import ConfigError, TrainConfig, read_yaml, to_yaml, validate
+from trainers.config import TrainConfig
 from trainers.data.clips import DatasetError
 from trainers.data.formats import open_dataset
 from trainers.data.ledger import ledger, named, size_hints
 from trainers.families import FAMILIES, family_of, read_settings
 from trainers.families.base import ModelFamily
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError, read_yaml, to_yaml, validate
 
 LEAD = ("method", "dataset.path", "base_model", "motion_adapter")
 #: Seconds for which an answer may wait for videos that nobody has looked at yet; then it says how far it is.

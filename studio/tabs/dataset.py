@@ -19,11 +19,12 @@ from studio.parts.answer import Tone, answer, notes
 from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
 from studio.workspace import Workspace, WorkspaceError
-from trainers.config import ConfigError, TrainConfig, fields, validate
+from trainers.config import TrainConfig
 from trainers.data.clips import Clip, Dataset, DatasetError
 from trainers.data.ledger import LedgerRow, ledger
 from trainers.data.video import VideoError
 from trainers.families import FAMILIES, get_family
+from trainers.settings import ConfigError, fields, validate
 
 #: What "Seen as" asks for, as fields of a training config with the words at their controls, in order.
 SEEN = {

@@ -20,9 +20,10 @@ from studio.parts.runs import Entry, Runs, find
 from studio.parts.wall import empty_wall, wall, wall_value
 from studio.progress import Event
 from studio.workspace import Workspace, WorkspaceError
-from trainers.config import ConfigError, TrainConfig
+from trainers.config import TrainConfig
 from trainers.families import FAMILIES, load_config
 from trainers.runs import RunFolder
+from trainers.settings import ConfigError
 
 SECONDS_BETWEEN_LOOKS = 1.5
 LOG_LINES = 200

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError, SampleConfig, TrainConfig, apply_overrides, parse_yaml, read_text, validate
+from trainers.config import SampleConfig, TrainConfig
 from trainers.families.animatediff.config import FAMILY as ANIMATEDIFF
 from trainers.families.base import ModelFamily
 from trainers.foreign import Foreign, Kind, blocks
+from trainers.settings import ConfigError, apply_overrides, parse_yaml, read_text, validate
 
 FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF,)}
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainers.config import SampleConfig, Section, TrainConfig
+from trainers.config import SampleConfig, TrainConfig
 from trainers.foreign import Foreign
+from trainers.settings import Section
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,9 +7,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from trainers.config import ConfigError, parse_yaml
 from trainers.families.animatediff import compat_guoyww, compat_swift, compat_tumurzakov
 from trainers.foreign import Foreign, main, the_only
+from trainers.settings import ConfigError, parse_yaml
 
 
 def read_foreign(text: str) -> Foreign | None:

@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.config import ConfigError
 from trainers.families.animatediff.compat_parts import our_names
 from trainers.families.animatediff.compat_swift import count_clips
 from trainers.families.animatediff.compat_tumurzakov import warmup_within
 from trainers.foreign import Foreign, Key, read_keys, slashes
+from trainers.settings import ConfigError
 
 TOOL = "guoyww/AnimateDiff"
 

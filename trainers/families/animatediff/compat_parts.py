@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trainers.config import ConfigError
+from trainers.settings import ConfigError
 
 _RENAMED = (
     ("temporal_transformer", ""),

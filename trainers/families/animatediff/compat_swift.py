@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError, DatasetConfig
+from trainers.config import DatasetConfig
 from trainers.data.clips import DatasetError
 from trainers.data.formats import webvid
 from trainers.foreign import Command, Foreign, Key, lines_of, options, read_command, read_keys, slashes
+from trainers.settings import ConfigError
 
 TRAIN, INFER = "animatediff_sft.py", "animatediff_infer.py"
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.config import ConfigError
 from trainers.data.video import VideoError, probe
 from trainers.families.animatediff.compat_parts import our_modules
 from trainers.foreign import Foreign, Key, read_keys, slashes, texts
+from trainers.settings import ConfigError
 
 TOOL = "tumurzakov/AnimateDiff"
 

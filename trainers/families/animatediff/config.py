@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
-from trainers.config import FieldError, SampleConfig, TrainConfig, setting
+from trainers.config import SampleConfig, TrainConfig
 from trainers.families.animatediff.positions import is_lora_file, motion_positions
 from trainers.families.base import Finding, ModelFamily
 from trainers.foreign import Foreign
+from trainers.settings import FieldError, setting
 
 if TYPE_CHECKING:
     from trainers.data.ledger import LedgerRow
