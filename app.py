@@ -9,6 +9,7 @@ import sys
 import studio
 from studio.access import AccessError, parse_auth
 from studio.workspace import WorkspaceError
+from trainers.errors import named
 
 
 def main() -> int:
@@ -46,7 +47,7 @@ def main() -> int:
             max_file_size=args.max_upload,
         )
     except (AccessError, WorkspaceError, OSError) as error:
-        print(f"Dailies cannot open: {error}", file=sys.stderr)
+        print(f"Dailies cannot open: {named(error)}", file=sys.stderr)
         return 2
     handle.wait()
     return 0

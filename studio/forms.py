@@ -6,7 +6,7 @@ One control for each setting, drawn from the schema: basic ones first, the rest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -271,8 +271,16 @@ class Form(Generic[S]):
 
     # --- drawing --------------------------------------------------------------------------------------------------
 
-    def build(self, values: Sequence[Any] | None = None, *, prefix: str = "field") -> Form[S]:
-        """Draw the controls in the surrounding Blocks. Element ids are `prefix`-dataset-num_frames and the like."""
+    def build(
+        self,
+        values: Sequence[Any] | None = None,
+        *,
+        prefix: str = "field",
+        after: Mapping[str, Callable[[], None]] | None = None,
+    ) -> Form[S]:
+        """Draw the controls in the surrounding Blocks. Element ids are `prefix`-dataset-num_frames and the like.
+
+        after: draws something of the caller's own behind a field, which it belongs to."""
         values = list(values) if values is not None else self.starting_values()
         marks = self.marks(values)
         drawn = dict(zip(self.paths, values, strict=True))
@@ -283,6 +291,8 @@ class Form(Generic[S]):
                 for control in controls:
                     look = _look(control, marks)
                     components[control.path] = self._component(control, drawn[control.path], look, prefix)
+                    if after and control.path in after:
+                        after[control.path]()
 
         draw([c for c in self.controls if c.basic])
         rest = [c for c in self.controls if not c.basic]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainers.data.clips import Dataset, DatasetError
 from trainers.data.video import VideoError
+from trainers.errors import why
 
 
 @dataclass
@@ -85,5 +86,5 @@ def _bring(dataset: Dataset, file: Path) -> str:
     except (VideoError, DatasetError) as error:
         return str(error)
     except OSError as error:
-        return f"{file.name} cannot be stored: {error.strerror or error}"
+        return f"{file.name} cannot be stored: {why(error)}"
     return ""

@@ -130,11 +130,12 @@ def loss_table(events: Iterable[Event], max_points: int = 1000, smoothing: float
 
 
 def measure_table(events: Iterable[Event]) -> pd.DataFrame:
-    """Rows of (step, value, series): the means over the prompts at each step with samples, of each of `MEASURES`."""
+    """Rows of (step, value, series): the means over the samples at each step that has some, of each of `MEASURES`."""
     by_step: dict[int, dict[Any, Event]] = {}
     for event in valid_events(events):
         if event["type"] == "measure":
-            by_step.setdefault(event["step"], {})[event["prompt"], event["seed"]] = event
+            asked = event.get("row"), event["prompt"], event["seed"]
+            by_step.setdefault(event["step"], {})[asked] = event
     means = {step: measure_means(found.values()) for step, found in sorted(by_step.items())}
     points = [(step, means[step][name], name) for name in MEASURES for step in means]
     rows = [point for point in points if point[1] is not None]

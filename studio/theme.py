@@ -254,6 +254,10 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 #upload .icon-wrap { width: 18px; height: 18px; margin-bottom: 2px; }
 .actions > .form, .actions > .origin { flex: 0 0 260px !important; min-width: 0 !important; border: 0; }
 .actions > .form { background: none; }
+.pictures-room { gap: 8px; }
+.pictures-room > .actions { align-items: flex-end; }
+.pictures-room > .actions > .form { flex: 1 1 260px !important; max-width: 420px; }
+#new-comparison .form:has(> .block + .block) { gap: 12px; }
 .title { font-size: 15px; font-weight: 600; line-height: 1.4; }
 .quiet, .quiet p { color: var(--dailies-quiet); }
 .answer b { display: block; font-size: 15px; font-weight: 600; overflow-wrap: anywhere; }

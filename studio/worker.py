@@ -24,6 +24,7 @@ from studio.jobs import Job, JobQueue, JobState
 from studio.progress import log_tail
 from studio.workspace import PROJECT, Workspace, WorkspaceError
 from trainers import events as event_log
+from trainers.errors import named
 from trainers.runs import RunFolder
 
 log = logging.getLogger(__name__)
@@ -301,7 +302,7 @@ class Worker:
             self.queue.end(job.id, JobState.FAILED, str(error))
             return False
         except OSError as error:
-            self.queue.end(job.id, JobState.FAILED, f"could not be started: {error}")
+            self.queue.end(job.id, JobState.FAILED, f"could not be started: {named(error)}")
             return False
         leader = _process(child.pid)
         self._watched[job.id] = _Watched(child.pid, leader, child)

@@ -23,6 +23,8 @@ import trainers
 from studio.jobs import Kind
 from trainers.config import SampleConfig, TrainConfig
 from trainers.data.clips import Dataset
+from trainers.data.images import read_image, sha256_of_image, write_image
+from trainers.errors import named, why
 from trainers.families import parse_config
 from trainers.runs import RunFolder
 from trainers.settings import ConfigError, read_yaml, to_yaml
@@ -30,7 +32,11 @@ from trainers.settings import ConfigError, read_yaml, to_yaml
 #: Where the trainers package lies: trainers start there, and examples/ stands beside it.
 PROJECT = Path(trainers.__file__).resolve().parent.parent
 
+#: The name of the demo's dataset in a workspace.
+DEMO = "orbit"
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_IMAGE = re.compile(r"[0-9a-f]{64}\.png")
 _RUN_NUMBER = re.compile(r"-(\d{4,})$")
 #: Windows reads these as devices, in every folder.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -70,7 +76,7 @@ class TakeInfo:
 
 
 class Workspace:
-    """A folder with datasets/, models/, cache/ and runs/. Threads may share it."""
+    """A folder with datasets/, images/, models/, cache/ and runs/. Threads may share it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
@@ -81,9 +87,7 @@ class Workspace:
             for name in ("datasets", "models", "cache", "runs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WorkspaceError(
-                f"{self.root} cannot be a workspace: {error.strerror}; choose another folder"
-            ) from error
+            raise WorkspaceError(f"{self.root} cannot be a workspace: {why(error)}") from error
 
     @property
     def db(self) -> Path:
@@ -98,6 +102,25 @@ class Workspace:
     @property
     def models(self) -> Path:
         return self.root / "models"
+
+    @property
+    def images(self) -> Path:
+        """Pictures that clips begin from, named after what they show, so that a config that names one stays true."""
+        return self.root / "images"
+
+    def add_image(self, source: Path) -> Path:
+        """Keep the picture of an image file, or the first frame of a video, as PNG; gives its file. VideoError where
+        there is none to be read."""
+        picture = read_image(source)
+        file = self.images / f"{sha256_of_image(picture)}.png"
+        if not file.exists():
+            write_image(file, picture)
+        return file
+
+    def has_image(self, file: str) -> bool:
+        """Whether a text names a picture that is kept here."""
+        path = Path(file)
+        return path.parent == self.images and bool(_IMAGE.fullmatch(path.name)) and path.is_file()
 
     # --- datasets ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +153,7 @@ class Workspace:
             path.rename(doomed)
             shutil.rmtree(doomed)
         except OSError as error:
-            raise WorkspaceError(f"dataset {name} cannot be deleted: {error.strerror} ({error.filename})") from error
+            raise WorkspaceError(f"dataset {name} cannot be deleted: {named(error)}") from error
 
     def _dataset_path(self, name: str) -> Path:
         path = self.root / "datasets" / _checked(name, "dataset")
@@ -276,7 +299,7 @@ class Workspace:
             except OSError as error:
                 shutil.rmtree(writing, ignore_errors=True)
                 if not target.exists():  # else another process was faster
-                    raise WorkspaceError(f"the demo cannot be copied to {target}: {error}") from error
+                    raise WorkspaceError(f"the demo cannot be copied to {target}: {why(error)}") from error
 
     def demo_config(self) -> TrainConfig:
         """The demo's training run on the workspace's copies."""
@@ -290,7 +313,7 @@ class Workspace:
 
     def _demo_folders(self) -> dict[Path, Path]:
         demo = PROJECT / "examples" / "demo"
-        return {demo / "dataset": self.root / "datasets" / "demo", demo / "base": self.models / "demo"}
+        return {demo / "dataset": self.root / "datasets" / DEMO, demo / "base": self.models / "demo"}
 
 
 def _checked(name: str, what: str) -> str:

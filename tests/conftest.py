@@ -50,13 +50,61 @@ def tiny_base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cogvideox_bases(tmp_path_factory):
+    """Gives the folder of a tiny random CogVideoX base by its kind, a name of examples.tiny. Shared: read it only."""
+    from functools import cache
+
+    from examples import tiny
+
+    @cache
+    def folder(kind: str) -> Path:
+        out: Path = tmp_path_factory.mktemp("tiny") / kind
+        tiny.write(kind, out)
+        return out
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
-    """A dataset of three captioned clips of 12 frames, 64 x 64 at 8 fps. Shared: read it, never write into it."""
-    from scenes import write
+    """A dataset of three captioned clips of 12 frames, 64 x 64 at 12 fps. Shared: read it, never write into it."""
+    from examples.demo import shapes
 
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    write(folder, clips=3, num_frames=12)
+    chosen = shapes.scenes(seed=0, count=3)
+    shapes.write(folder, chosen, [scene.caption() for scene in chosen], num_frames=12)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_unet(tiny_base):
+    """The denoiser of the tiny base, with its motion modules. Shared: read it, never train it."""
+    from trainers.families import get_family, parse_config
+
+    config = {
+        "family": "animatediff",
+        "method": "motion_module",
+        "base_model": str(tiny_base),
+        "motion_adapter": str(tiny_base / "motion_adapter"),
+        "mixed_precision": "no",
+        "dataset": {"path": ".", "num_frames": 4, "height": 64, "width": 64},
+    }
+    return get_family("animatediff").load(parse_config(config), "train").denoiser["denoiser"]
+
+
+@pytest.fixture
+def webvid_table(tmp_path, tiny_dataset) -> tuple[Path, Path]:
+    """A CSV file of four rows, of which three have their video, and the folder of these."""
+    import csv
+
+    folder = tmp_path / "videos"
+    shutil.copytree(tiny_dataset / "clips", folder)
+    names = sorted(file.name for file in folder.iterdir())
+    with (tmp_path / "train.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["videoid", "name", "contentUrl"])
+        rows.writerows([Path(n).stem, f"a clip {n}", f"https://example.org/{n}"] for n in [*names, "gone.mp4"])
+    return tmp_path / "train.csv", folder
 
 
 @pytest.fixture(scope="module")

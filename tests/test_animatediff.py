@@ -29,8 +29,10 @@ from trainers.families.animatediff import base_model as base_models
 from trainers.families.animatediff import model as models
 from trainers.families.animatediff.checkpoint import motion_part, read_motion, read_take, to_original
 from trainers.families.animatediff.config import AnimateDiffSampleConfig, AnimateDiffTrainConfig
+from trainers.families.animatediff.export import export
 from trainers.families.animatediff.model import AnimateDiff
-from trainers.families.base import Example, ModelError, SampleRequest
+from trainers.families.animatediff.norms import ClipNorm
+from trainers.families.base import Example, ExportRequest, ModelError, SampleRequest
 from trainers.noise import Draws
 
 DATA = Path(__file__).parent / "data" / "animatediff"
@@ -362,7 +364,7 @@ def test_a_lora_learns_and_reaches_the_projections(base):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_checkpointing_changes_no_bit(base, method):
     gradients, predictions = [], []
-    for policy in ("none", "full"):
+    for policy in ("none", "full", "sac"):
         model = train_model(base, method, memory={"gradient_checkpointing": policy})
         if method == "lora":
             fill_lora(model)
@@ -371,8 +373,9 @@ def test_gradient_checkpointing_changes_no_bit(base, method):
         (prediction - example.target).pow(2).mean().backward()
         predictions.append(prediction.detach())
         gradients.append([parameter.grad for parameter in model.trained_parameters()])
-    assert torch.equal(*predictions)
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for policy in (1, 2):
+        assert torch.equal(predictions[0], predictions[policy])
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], gradients[policy], strict=True))
 
 
 def test_gradient_checkpointing_keeps_no_activations_of_the_blocks(base):
@@ -571,6 +574,30 @@ def test_a_take_brings_its_conventions_and_its_form(base, tmp_path):
     wrong = sample_model(base, motion_adapter=str(base / "motion_adapter"))
     with pytest.raises(ModelError, match="mid_block"):
         wrong.load([(own, 1.0)])
+
+
+@pytest.mark.parametrize(("positions", "version"), [(24, "v1"), (32, "v3")])
+def test_new_motion_modules_without_a_mid_block_come_back_as_what_they_are(base, tmp_path, positions, version):
+    fresh = train_model(base, motion_adapter=None, motion_max_seq_length=positions, motion_mid_block=False)
+    assert any(isinstance(module, ClipNorm) for module in fresh.unet.modules()) == (version == "v1")
+    train(fresh, 2)
+    folder = saved(fresh, tmp_path / "new")
+    assert not MotionAdapter.from_pretrained(folder).config.use_motion_mid_block
+    facts = json.loads((folder / "meta.json").read_text())["motion"]
+    assert (facts["positions"], facts["mid_block"], facts["version"]) == (positions, False, version)
+    drawn = fresh.sample(REQUEST, Draws.seeded(1))
+    for changes in ({"checkpoints": [str(folder)]}, {"motion_adapter": str(folder)}):
+        model = sample_model(base, **changes)
+        model.load([(Path(path), 1.0) for path in changes.get("checkpoints", [])])
+        assert np.array_equal(model.sample(REQUEST, Draws.seeded(1)), drawn), changes
+    again = train_model(base, motion_adapter=None, motion_max_seq_length=positions, motion_mid_block=False)
+    again.load([(folder, 1.0)])
+    wanted = weights(fresh)
+    assert all(torch.equal(value, wanted[key]) for key, value in weights(again).items())
+    with pytest.raises(ModelError, match="has no mid block"):
+        train_model(base, motion_adapter=None, motion_max_seq_length=positions).load([(folder, 1.0)])
+    export(ExportRequest(folder, "original", tmp_path / "new.ckpt"))  # a pickle has no header: the weights tell
+    assert read_motion(tmp_path / "new.ckpt")[1].version == version
 
 
 # --- what a person may get wrong -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from trainers.families.animatediff.denoiser import chosen_parameters, lora_targe
 from trainers.families.animatediff.positions import motion_positions
 from trainers.families.animatediff.windows import windows
 from trainers.families.base import ModelError, SampleRequest
+from trainers.families.weights import evaluating
 from trainers.noise import Draws
 from trainers.train import findings
 
@@ -72,7 +73,7 @@ def test_windows_meet_without_a_seam_where_every_frame_is_the_same(base):
     model = sample_model(base, motion_adapter=None, context_length=4, context_overlap=2, context_stride=1)
     latents = torch.randn(1, 4, 1, 8, 8, generator=seeded(1)).expand(-1, -1, 9, -1, -1)
     embeds = model._embed(["a red circle"])
-    with torch.no_grad(), model._evaluating():
+    with torch.no_grad(), evaluating(model.denoiser.values()):
         prediction = model._predict_clip(latents, 500, embeds, 1)
     torch.testing.assert_close(prediction, prediction[:, :, :1].expand_as(prediction), atol=1e-5, rtol=0)
 

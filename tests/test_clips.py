@@ -210,7 +210,7 @@ def test_a_failed_write_loses_nothing(one, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full)
-        with pytest.raises(DatasetError, match="dataset one cannot be changed: No space left on device"):
+        with pytest.raises(DatasetError, match="dataset one cannot be changed: no space is left on the disk"):
             one.set_text(one.clips[0].file_name, "x" * 5000)
     assert (one.path / "metadata.jsonl").read_bytes() == before
     assert not list(one.path.glob(".metadata*"))

@@ -22,6 +22,7 @@ from trainers.settings import (
     hints,
     parse_yaml,
     to_yaml,
+    unwrap_optional,
     value_at,
 )
 
@@ -101,6 +102,8 @@ def test_a_key_that_stands_twice_is_refused_with_its_line():
         ("", "does not hold settings"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("dataset: 2020-13-45", "is not valid YAML"),
+        ('base_model: "C:\\Users\\x"', "(line 1): expected escape sequence of 8 hexadecimal numbers, but found 's'; "),
+        ('base_model: "D:\\models"', "put a Windows path in single quotes, or write it with forward slashes"),
         ("dataset: &a\n  path: *a\n", "is nested without end"),
         ("[" * 3000, "is nested without end"),
         ("a: \x01", "special characters are not allowed"),
@@ -312,7 +315,7 @@ def test_conditions_name_existing_settings_and_possible_values(cls):
     for path, info in known.items():
         for other, wanted in hints(info).get("show_if", {}).items():
             assert other in known, path
-            possible = choices(known[other])
+            possible = [*choices(known[other]), *([None] if unwrap_optional(known[other].annotation)[1] else [])]
             assert set(wanted) <= set(possible), path
 
 

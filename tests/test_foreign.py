@@ -1,4 +1,4 @@
-"""Reading what other trainers are started with: fences, shell text, options, keys; and the door to a family's own."""
+"""Reading what other trainers are started with: fences, keys; and the door to a family's own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,12 @@ from trainers.foreign import (
     blocks,
     lines_of,
     main,
-    options,
-    read_command,
     read_keys,
     slashes,
     texts,
     the_only,
 )
 from trainers.settings import ConfigError, parse_yaml
-
-SCRIPTS = ("train_it.py", "tool")
-
-
-def command(text):
-    found = read_command(text, SCRIPTS)
-    assert found is not None
-    return found
-
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
@@ -60,99 +49,6 @@ def test_lines_of_a_file_and_of_none(tmp_path):
     (tmp_path / "prompts.txt").write_text("\ufeffone\n\n  two \n", encoding="utf-8")
     assert lines_of(str(tmp_path / "prompts.txt")) == ["one", "two"]
     assert lines_of(str(tmp_path / "none.txt")) is None
-
-
-# --- shell text ------------------------------------------------------------------------------------------------------
-
-
-def test_a_command_over_many_lines():
-    found = command(
-        "#!/bin/bash\n# the author's notes: don't read\n\nA_PATH=../../.. \\\nCUDA_VISIBLE_DEVICES=0,1 \\  \n"
-        "torchrun --nproc_per_node=4 some/where/train_it.py \\\n  --csv data.csv \\\r\n  --size 4 # why\n"
-    )
-    assert found.script == "train_it.py"
-    assert found.arguments == ("--csv", "data.csv", "--size", "4")
-    assert found.environment == {"A_PATH": "../../..", "CUDA_VISIBLE_DEVICES": "0,1"}
-    assert found.processes == 4
-
-
-@pytest.mark.parametrize(
-    ("line", "processes"),
-    [
-        ("python train_it.py --a 1", 1),
-        ("$ python3 -u train_it.py --a 1", 1),
-        ("python -m tools.cli.train_it --a 1", 1),
-        ("accelerate launch --num_processes 2 train_it.py --a 1", 2),
-        ("torchrun --nproc-per-node 3 -m tools.train_it --a 1", 3),
-        ("torchrun --nproc_per_node gpu train_it.py --a 1", 1),
-        ("cd tool && pip install '.[all]' && python train_it.py --a 1 2>&1 | tee log.txt", 1),
-        ("python train_it.py --a 1 > log.txt &", 1),
-        ("python C:\\tools\\train_it.py ^\r\n  --a 1", 1),
-        ("python train_it.py `\n  --a 1", 1),
-        ("python train_it.py \\ --a 1", 1),
-        ("python train_it.py --a 1 \\", 1),
-        ("tool --a 1", 1),
-        ("python -m some.door tool --a 1", 1),
-        ("export B=2\nenv C=3 python train_it.py --a 1", 1),
-    ],
-)
-def test_launchers_and_shells(line, processes):
-    found = command(line)
-    assert found.arguments == ("--a", "1")
-    assert found.processes == processes
-
-
-def test_quotes_escapes_and_variables():
-    found = command(
-        "DATA=my/data; NAME='a b'\n"
-        'python train_it.py --prompt "it\'s \\"so\\" $NAME" --single \'no $NAME, .*\\.0\' --path ${DATA}/x.csv '
-        "--regex .*motion_modules.* --spaced my\\ folder --drive I:\\data\\x.csv --relative models\\a.ckpt"
-    )
-    assert options(found.arguments) == {
-        "prompt": 'it\'s "so" a b',
-        "single": "no $NAME, .*\\.0",
-        "path": "my/data/x.csv",
-        "regex": ".*motion_modules.*",
-        "spaced": "my folder",
-        "drive": "I:/data/x.csv",
-        "relative": "models/a.ckpt",
-    }
-
-
-def test_what_is_no_such_command():
-    for text in (
-        "",
-        "a: 1\nb: it's\n",
-        "python other.py --a 1",
-        "cd tool && make",
-        "tool install",
-        "train_it is a word",
-    ):
-        assert read_command(text, SCRIPTS) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("python train_it.py --a 1\npython train_it.py --a 2", "there are 2 commands in this text"),
-        ("python train_it.py --a $WHERE/x", "the command uses $WHERE, which the text does not set"),
-        ("python train_it.py --a $(pwd)/x", "the command uses $(...), which the text does not set"),
-        ('python train_it.py --a "$(cat list.txt)"', "the command uses $(...), which the text does not set"),
-        ("python train_it.py --a 1 \\\n --b 'open", "the quote in line 2 of the command is not closed"),
-    ],
-)
-def test_a_command_that_cannot_be_read(text, says):
-    with pytest.raises(ConfigError) as caught:
-        read_command(text, SCRIPTS)
-    assert says in str(caught.value)
-
-
-def test_options_in_every_form():
-    words = ["--a", "1", "--b=2", "--c", "--d", "x", "y", "--e-f", "-1", "--a", "3", "--g=", "--h=i=j"]
-    given = {"a": "3", "b": "2", "c": True, "d": ["x", "y"], "e_f": "-1", "g": "", "h": "i=j"}
-    assert options(words) == given
-    with pytest.raises(ConfigError, match="'loose' stands where an option"):
-        options(["loose", "--a", "1"])
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

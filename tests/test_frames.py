@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.parity import cogvideox_data
+from tests.parity.vectors import Case, Report, Vectors
 from trainers.config import DatasetConfig
 from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride, needed_frames, span
+
+OURS = ("frame_selection.json", "text_files.json", "video_frames.json")
 
 
 def settings(**values) -> DatasetConfig:
@@ -188,3 +192,87 @@ def test_stretching_rounds_as_numpy_does():
 @pytest.mark.parametrize("selection", ["first", "uniform", "windows"])
 def test_only_random_samples_are_stretched(selection):
     assert choose(3, frame_selection=selection, repeat_frames=True) == []
+
+
+# --- Frames that are skipped, and those at the largest stride ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, [[3, 4, 5, 6]]),
+        ({"frame_stride": 3}, [[3, 6, 9, 12]]),
+        ({"start_frame": 5}, [[8, 9, 10, 11]]),
+        ({"frame_selection": "uniform"}, [[3, 9, 15, 21]]),
+        ({"frame_selection": "windows", "frame_stride": 2}, [[3, 5, 7, 9], [10, 12, 14, 16]]),
+        ({"frame_selection": "windows", "fps": 4}, [[3, 5, 7, 9], [11, 13, 15, 17]]),
+        ({"frame_selection": "strided"}, [[3, 7, 11, 15]]),
+        ({"frame_selection": "strided", "frame_stride": 9, "fps": 1}, [[3, 7, 11, 15]]),
+        ({"frame_selection": "strided", "num_frames": 10}, [list(range(3, 13))]),
+        ({"frame_selection": "strided", "num_frames": 9}, [list(range(3, 20, 2))]),
+    ],
+)
+def test_skipped_frames_are_as_if_they_were_not_there(values, expected):
+    """24 frames, of which 3 and 2 are skipped."""
+    assert choose(24, skip_frames_start=3, skip_frames_end=2, **values) == expected
+
+
+def test_random_samples_reach_all_that_is_not_skipped():
+    values = {"frame_selection": "random", "frame_stride": 2, "skip_frames_start": 4, "skip_frames_end": 3}
+    seen = [choose(17, seed=seed, **values)[0] for seed in range(60)]
+    assert {sample[0] for sample in seen} == {4, 5, 6, 7}
+    assert max(max(sample) for sample in seen) == 13
+    (stretched,) = choose(12, **values, repeat_frames=True)
+    assert (stretched[0], stretched[-1]) == (4, 8)
+    assert choose(7, **values, repeat_frames=True) == []
+
+
+@pytest.mark.parametrize("selection", ["first", "uniform", "random", "windows"])
+def test_a_clip_that_is_skipped_whole_gives_nothing(selection):
+    config = settings(frame_selection=selection, skip_frames_start=6, skip_frames_end=5, num_frames=1)
+    assert needed_frames(config, 8, 1) == 12
+    assert most_frames(11, 8, config) == 0
+    assert choose_frames(11, 8, config, 1, random.Random(0)) == []
+
+
+def test_of_strided_frames_one_stays_where_the_skipped_ones_meet():
+    values = {"frame_selection": "strided", "skip_frames_start": 6, "skip_frames_end": 5}
+    assert most_frames(11, 8, settings(**values)) == 1
+    assert choose(11, num_frames=1, **values) == [[6]]
+    assert choose(11, **values) == []
+    assert choose(11, **values, repeat_frames=True) == [[6, 6, 6, 6]]
+    assert choose(6, **values, repeat_frames=True) == []
+
+
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize("end", [0, 3])
+def test_exactly_the_needed_frames_are_enough_of_strided_ones(start, end):
+    config = settings(frame_selection="strided", skip_frames_start=start, skip_frames_end=end, num_frames=6)
+    needed = needed_frames(config, 12, 6)
+    assert choose_frames(needed - 1, 12, config, 6, random.Random(0)) == []
+    assert choose_frames(needed, 12, config, 6, random.Random(0)) == [list(range(start, start + 6))]
+    assert [most_frames(needed - short, 12, config) for short in range(7)] == [6, 5, 4, 3, 2, 1, 1 if end else 0]
+    filled = config.model_copy(update={"repeat_frames": True})
+    assert full_frames(filled, 12, 6) == needed
+    for available in range(start + 1, needed):
+        (sample,) = choose_frames(available, 12, filled, 6, random.Random(0))
+        left = max(1, available - start - end)
+        assert sample == [*range(start, start + left), *[start + left - 1] * (6 - left)]
+
+
+def test_frames_pairs_and_pictures_are_those_of_the_trainers(tmp_path, capsys):
+    """Of CogVideoX: as its seed-time script, its current trainer and cogvideox-factory have them."""
+    vectors = Vectors(Path(__file__).parent / "data" / "cogvideox", tmp_path)
+    report = Report()
+    cogvideox_data.check(vectors, report)
+    assert report.totals() == "totals passed=159 failed=0", capsys.readouterr().out
+    assert [name for name in vectors.left() if name in (*OURS, "video_frames.safetensors")] == []
+
+
+def test_frames_that_were_moved_are_found(tmp_path):
+    vectors = Vectors(Path(__file__).parent / "data" / "cogvideox", tmp_path)
+    for kind, cases in vectors.json("frame_selection.json").items():
+        case = next(case for case in cases if len(case.get("frames", [])) > 1)
+        report = Report()
+        cogvideox_data.check_frames(kind, Case(kind, case | {"frames": case["frames"][1:]}), report)
+        assert (report.checks, report.failures) == (1, 1)

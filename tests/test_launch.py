@@ -70,7 +70,7 @@ def test_the_door_opens_the_page_and_takes_the_next_free_port(tmp_path: Path) ->
             door.terminate()
             door.wait(20)
             log.close()
-    assert Workspace(tmp_path / "ws").datasets() == ["demo"], "a new workspace gets the demo"
+    assert Workspace(tmp_path / "ws").datasets() == ["orbit"], "a new workspace gets the demo"
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,59 @@ def test_a_stretched_clip_says_so(made, values, frames, reason):
     assert (row.status, row.num_frames, row.reason) == ("used", frames, reason)
 
 
+@pytest.mark.parametrize(
+    ("values", "status", "frames", "reason"),
+    [
+        ({"frame_selection": "random", "skip_frames_start": 2, "skip_frames_end": 1}, "trimmed", 16,
+         "skipped: frames 0 to 1 and frame 30"),
+        ({"frame_selection": "uniform", "skip_frames_end": 15}, "trimmed", 16, "skipped: frames 16 to 30"),
+        ({"frame_selection": "first", "skip_frames_start": 5, "start_frame": 2}, "trimmed", 16,
+         "skipped: frames 0 to 4; never seen: frames 5 to 6 and frames 23 to 30"),
+        ({"frame_selection": "windows", "skip_frames_start": 3}, "trimmed", 16,
+         "skipped: frames 0 to 2; never seen: frames 19 to 30"),
+        ({"frame_selection": "strided"}, "trimmed", 16, "never seen: frames 16 to 30 (every frame is taken, from the "
+         "front; dataset.frame_selection uniform spreads over the whole clip)"),
+        ({"frame_selection": "strided", "num_frames": 9}, "trimmed", 9, "never seen: frames 25 to 30 (one frame in 3 "
+         "is taken, from the front; dataset.frame_selection uniform spreads over the whole clip)"),
+        ({"frame_selection": "strided", "num_frames": 31}, "used", 31, ""),
+        ({"frame_selection": "strided", "num_frames": 32, "repeat_frames": True}, "used", 32,
+         "its last frame is repeated: it has 31, 32 are needed"),
+        ({"frame_selection": "strided", "num_frames": 32, "frame_buckets": True}, "trimmed", 29,
+         "trains with 29 frames instead of 32: it has only 31; never seen: frames 29 to 30 (every frame is taken, from "
+         "the front; dataset.frame_selection uniform spreads over the whole clip)"),
+        ({"frame_selection": "strided", "num_frames": 32, "frame_buckets": True, "skip_frames_start": 28}, "trimmed", 1,
+         "trains as a single picture (frame 28) instead of 32 frames: it has only 3 after skipping; remove it if it is "
+         "to teach movement; skipped: frames 0 to 27; never seen: frames 29 to 30"),
+        ({"frame_selection": "strided", "num_frames": 5, "repeat_frames": True, "skip_frames_start": 20,
+          "skip_frames_end": 20}, "trimmed", 5,
+         "its last frame is repeated: it has 1, 5 are needed; skipped: frames 0 to 19 and frames 21 to 30"),
+    ],
+)  # fmt: skip
+def test_what_is_trimmed_is_said_with_the_reason(made, values, status, frames, reason):
+    dataset = Dataset.open(made)
+    family = replace(FAMILY, frames_within=lambda n: (n - 1) // 4 * 4 + 1 if values.get("frame_buckets") else n)
+    (row,) = ledger(dataset, config_of(dataset, **values), family)
+    assert (row.status, row.num_frames, row.reason) == (status, frames, reason)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"frame_selection": "strided", "num_frames": 32}, "has 31 frames; 32 are needed - lower dataset.num_frames to "
+         "31, set dataset.frame_buckets or dataset.repeat_frames, or remove the clip"),
+        ({"skip_frames_start": 10, "skip_frames_end": 8}, "has 31 frames; 34 are needed (16 frames besides 10 skipped "
+         "at the start and 8 skipped at the end) - lower dataset.num_frames to 13, lower dataset.skip_frames_start, "
+         "lower dataset.skip_frames_end, or remove the clip"),
+        ({"frame_selection": "strided", "skip_frames_start": 31}, "has 31 frames; 47 are needed (16 frames besides 31 "
+         "skipped at the start) - lower dataset.skip_frames_start, or remove the clip"),
+    ],
+)  # fmt: skip
+def test_a_clip_that_is_too_short_after_skipping_says_what_to_do(made, values, words):
+    dataset = Dataset.open(made)
+    row = row_of(dataset, **values)
+    assert (row.status, row.reason) == ("dropped", f"{dataset.clips[0].name} {words}")
+
+
 def test_what_is_unusual_about_a_clip_is_said(tmp_path, film):
     folder = foreign(tmp_path / "set", {"file_name": "uneven.mp4", "text": "x"})
     films.uneven(folder / "uneven.mp4", film)

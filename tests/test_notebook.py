@@ -49,7 +49,7 @@ def test_the_notebook_walks_the_demo(notebook, root, tmp_path):
     (run,) = [path for path in (tmp_path / "runs").iterdir() if not path.name.endswith("-compare")]
     assert (run / "checkpoints" / "step-000005").is_dir()
     assert (run / "exports" / "motion_module.safetensors").is_file()
-    assert (tmp_path / "workspace" / "datasets" / "demo" / "metadata.jsonl").is_file()
+    assert (tmp_path / "workspace" / "datasets" / "orbit" / "metadata.jsonl").is_file()
     pages = [output for cell in cells if "studio.launch(" in cell.source for output in cell.outputs]
     assert sum("iframe" in output.get("data", {}).get("text/html", "") for output in pages) == 2
     shown = [output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs]

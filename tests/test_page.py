@@ -236,7 +236,7 @@ def test_only_media_is_served(app):
     """Files of the workspace that are no clips, thumbnails or samples cannot be fetched."""
     database = app.workspace / "studio.db"
     assert database.exists()
-    metadata = app.workspace / "datasets" / "demo" / "metadata.jsonl"
+    metadata = app.workspace / "datasets" / "orbit" / "metadata.jsonl"
     for file in (database, metadata, Path(__file__), app.workspace / ".worker.lock"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{app.url}/gradio_api/file={file}", timeout=10)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.parity.__main__ import main
 
-DATA = Path(__file__).parent / "data" / "animatediff"
+VECTORS = Path(__file__).parent / "data"
+DATA = VECTORS / "animatediff"
 OUTPUTS = "unet_outputs.safetensors"
 NETWORK = ("unet_config.json", "motion_module_v2_like.safetensors", "unet_inputs.safetensors", OUTPUTS)
 PICTURES = ("pattern.mp4", "pixels.safetensors")
@@ -51,6 +52,14 @@ def test_the_vectors_of_this_project_pass(capsys):
     assert totals == f"totals passed={len(lines)} failed=0"
     assert all(line.startswith("ok  ") for line in lines)
     assert {line.split()[1].rstrip(":") for line in lines} >= {"v1_f3", "v2_f3", "v3_f1", "module_out", "pe_multiplied"}
+
+
+def test_those_of_cogvideox_pass(capsys):
+    assert main(["cogvideox", str(VECTORS / "cogvideox")]) == 0
+    *lines, totals = capsys.readouterr().out.splitlines()
+    assert totals == f"totals passed={len(lines)} failed=0"
+    named = {line.split()[1].rstrip(":") for line in lines}
+    assert named >= {"t2v_2b_native", "t2v_5b_rope_tall", "i2v_5b_today", "t2v_15_odd_prepend", "i2v_15_odd_today"}
 
 
 def test_packed_files_and_a_missing_base_pass(folder):

@@ -235,6 +235,12 @@ def test_measures_are_means_over_the_prompts_by_step():
     assert measure_table([started()]).empty
 
 
+def test_equal_prompts_from_different_images_count_each():
+    events = [started(), {**measure(0, new=0.2), "row": 0}, {**measure(0, new=0.8), "row": 1}]
+    events += [{**measure(0, new=0.4), "row": 0}]  # drawn again
+    assert curve(measure_table(events), "new motion") == [(0, 0.6)]
+
+
 def test_what_is_not_known_is_left_out_of_the_means():
     one_frame = measure(0, motion=None, change=None, new=None, style=0.2)
     assert set(measure_table([one_frame])["series"]) == {"style drift"}

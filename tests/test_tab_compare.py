@@ -13,6 +13,7 @@ import pytest
 
 from studio import ui
 from studio.access import Access
+from studio.comparisons import comparison_value, moved_value, take_columns
 from studio.jobs import JobQueue, JobState
 from studio.parts.runs import Runs, find
 from studio.parts.wall import wall, wall_value
@@ -84,7 +85,7 @@ def sample(folder, log, name, **values):
 def value_of(workspace, queue, folder):
     runs = Runs(workspace, queue)
     entry = find(runs.entries(), folder.id)
-    return compare.comparison_value(workspace, entry, runs.events(folder))
+    return comparison_value(workspace, entry, runs.events(folder))
 
 
 # --- the wall of a comparison -----------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def test_columns_are_base_and_each_take_at_each_strength(workspace):
     run = trained(workspace, [100, 200], best=100)
     loose = workspace.root / "downloaded.safetensors"
     takes = [c.path for c in run.checkpoints()] + [loose]
-    columns = compare.take_columns(workspace, sample_config(workspace, takes, strengths=[0.5, 1]))
+    columns = take_columns(workspace, sample_config(workspace, takes, strengths=[0.5, 1]))
     seen = [(column["label"], column["sub"], column.get("mark")) for column in columns]
     assert seen == [
         ("base", "no take", None),
@@ -141,7 +142,7 @@ def test_what_has_moved_stands_by_take_in_the_order_of_steps(workspace, queue):
     runs, log = Runs(workspace, queue), EventLog(folder.events)
 
     def moved():
-        return compare.moved_value(workspace, find(runs.entries(), folder.id), runs.events(folder))["takes"]
+        return moved_value(workspace, find(runs.entries(), folder.id), runs.events(folder))["takes"]
 
     assert moved() == []
     for row in (0, 1):
@@ -233,12 +234,12 @@ def test_without_a_choice_the_newest_run_with_takes_is_offered(workspace, queue)
     assert compare.run_to_begin_with([], None) is None
 
 
-def test_a_kept_form_comes_back_only_for_its_run_and_family():
+def test_a_kept_form_comes_back_only_for_its_run_and_a_known_family():
     kept = {"run": "orbit-0001", "family": "animatediff", "takes": None, "values": {"prompts": "a ball"}}
     draft = {"family": "animatediff", compare.DRAFT: kept}
-    assert compare.left_off(draft, "orbit-0001", "animatediff") == kept
-    for run, family in (("orbit-0002", "animatediff"), (None, "animatediff"), ("orbit-0001", "other")):
-        assert compare.left_off(draft, run, family) == {}
+    assert compare.left_off(draft, "orbit-0001") == kept
+    assert compare.left_off(draft, "orbit-0002") == compare.left_off(draft, None) == {}
+    assert compare.left_off({compare.DRAFT: {**kept, "family": "gone"}}, "orbit-0001") == {}
     assert compare.kept_form(None) == compare.kept_form({compare.DRAFT: "spoilt"}) == {}
 
 
@@ -330,6 +331,7 @@ def test_earlier_comparisons_can_be_opened_again(workspace, queue):
 
 
 READS = {"open_page", "come", "begin", "look", "follow", "show", "choose_family", "count", "keep"}
+READS |= {"remove_image", "move_image", "offer"}
 
 
 def test_every_handler_that_changes_something_is_the_owners(workspace, queue):
@@ -337,7 +339,7 @@ def test_every_handler_that_changes_something_is_the_owners(workspace, queue):
     handlers = {
         fn.fn.__name__: fn.fn for fn in demo.fns.values() if getattr(fn.fn, "__module__", "") == compare.__name__
     }
-    assert set(handlers) - READS == {"submit", "stop", "again"}
+    assert set(handlers) - READS == {"submit", "stop", "again", "add_files", "add_clip"}
     for name in set(handlers) - READS:
         parameters = inspect.signature(handlers[name]).parameters
         given = {key: None for key, p in parameters.items() if p.kind is not p.VAR_POSITIONAL}

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 import pytest
 import yaml
+from PIL import Image
 
 import studio
 from studio.forms import Form
@@ -69,6 +70,37 @@ def test_the_demo_would_start(workspace: Workspace, form: Form[Any]) -> None:
     assert now.config == workspace.demo_config()
 
 
+def test_images_are_looked_at_before_a_run_is_queued(workspace: Workspace, form: Form[Any], tmp_path: Path) -> None:
+    """At their field: they cannot be read, they are too many, or the base model begins from none."""
+    assert "validation.images" not in form.paths, "no model of this family begins from one"
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"in_channels": 32, "out_channels": 16}')
+    family = FAMILIES["cogvideox"]
+    with gr.Blocks():
+        other = form_of(family, workspace).build()
+    given = {"base_model": str(tmp_path), "dataset.path": "x", "validation.prompts": ["x", "y"]}
+
+    def said(images: list[str]) -> str:
+        now = preview(other, family, other.starting_values({**given, "validation.images": images}))
+        return next((text for where, text in now.problems if where == "validation.images"), "")
+
+    assert said([str(tmp_path / "gone.png")]).startswith("Images cannot be used: ")
+    assert said(["a", "b", "c"]) == "Images are 3 for 2 prompts; give one for each prompt, or a single one for all"
+    assert "name an image in Images, or leave Validation prompts empty" in said([])
+    image = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "red").save(image)
+    assert said([str(image)]) == said([str(image)] * 2) == ""
+    (tmp_path / "transformer" / "config.json").write_text('{"in_channels": 16, "out_channels": 16}')
+    assert said([str(image)]).startswith("Images are given, but CogVideoX with")
+
+
+def test_a_pasted_config_is_told_that_images_reach_nothing() -> None:
+    text = "family: animatediff\nmethod: lora\nbase_model: b\nvalidation: {images: [a.png]}\ndataset: {path: x}\n"
+    assert ("warning", "validation.images is left out: AnimateDiff begins from no image") in read_config(text)[2]
+    assert not [said for level, said in read_config(text.replace("[a.png]", "[]"))[2] if "images" in said]
+    read_config(text.replace("{images: [a.png]}", "5"))
+
+
 def test_each_problem_stands_at_the_field_to_mend(workspace: Workspace, form: Form[Any]) -> None:
     start = starting_values(form, workspace)
     empty = workspace.new_dataset("Empty")
@@ -93,8 +125,9 @@ def test_each_problem_stands_at_the_field_to_mend(workspace: Workspace, form: Fo
 def test_clips_that_are_left_out_are_named(workspace: Workspace, form: Form[Any], tiny_dataset: Path) -> None:
     shutil.copytree(tiny_dataset, workspace.root / "datasets" / "mixed")
     dataset = workspace.dataset("mixed")
-    dataset.add(workspace.dataset("demo").file(workspace.dataset("demo").clips[0]))
-    values = form.merge(starting_values(form, workspace), {"dataset.path": str(dataset.path), "dataset.num_frames": 16})
+    dataset.add(workspace.dataset("orbit").file(workspace.dataset("orbit").clips[0]))
+    given = {"dataset.path": str(dataset.path), "dataset.num_frames": 16}
+    values = form.merge(starting_values(form, workspace, "orbit"), given)
     now = preview(form, FAMILY, form.merge(values, {"dataset.frame_stride": 1}))
     assert now.starts
     assert now.line == "1 of 4 clips used, 240 steps"
@@ -107,7 +140,7 @@ def test_clips_that_are_left_out_are_named(workspace: Workspace, form: Form[Any]
 @pytest.fixture
 def table(workspace: Workspace, tmp_path: Path) -> Path:
     """The demo's clips as somebody else has them: a folder of videos and a CSV file, outside the workspace."""
-    return webvid.write(workspace.dataset("demo"), tmp_path / "theirs")
+    return webvid.write(workspace.dataset("orbit"), tmp_path / "theirs")
 
 
 def test_videos_are_used_where_they_lie(workspace: Workspace, form: Form[Any], table: Path) -> None:
@@ -158,6 +191,20 @@ def test_what_is_wrong_with_a_table_stands_at_its_field(workspace: Workspace, fo
         assert form.marks(form.merge(start, {}), found).problems[where] == found[0][1]
 
 
+def test_a_dataset_of_the_hub_is_left_to_the_run(workspace: Workspace, form: Form[Any]) -> None:
+    """The page neither waits for a network nor says that what may be there is not."""
+    given = {"dataset.path": "somebody/clips", "dataset.format": "hub"}
+    now = preview(form, FAMILY, form.merge(starting_values(form, workspace), given))
+    assert now.starts, now.problems
+    assert now.line == "240 steps, on clips that are not on this machine yet"
+    (said,) = (text for level, text in now.remarks if level == "warning" and "somebody/clips" in text)
+    assert said == (
+        "somebody/clips is no folder on this machine; the run will look for it on the Hugging Face Hub and fetch it; "
+        "what becomes of its clips is said in the run's log."
+    )
+    assert problems(form, form.merge(starting_values(form, workspace), given), dataset__path="no/such/folder")
+
+
 def test_many_videos_are_looked_at_bit_by_bit(
     workspace: Workspace, form: Form[Any], table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +233,22 @@ def test_a_preset_says_how_to_train_and_not_on_what(workspace: Workspace, form: 
     assert {path: shown[path] for path in given} == {**given, "seed": "42"}
 
 
+def test_what_a_preset_names_is_as_it_says(workspace: Workspace, form: Form[Any]) -> None:
+    now = starting_values(form, workspace)
+    shown = dict(zip(form.paths, now, strict=True))
+    assert shown["motion_adapter"]
+    (name,) = (name for name, given in FAMILY.presets.items() if given.get("motion_adapter", ...) is None)
+    filled = values_from(f"preset:{name}", form, FAMILY, workspace, now)
+    after = dict(zip(form.paths, filled, strict=True))
+    assert (after["motion_adapter"], after["method"]) == ("", "motion_module")
+    assert after["base_model"] == shown["base_model"]
+    of_new_ones = {"motion_max_seq_length", "motion_mid_block"}
+    assert of_new_ones <= form.marks(now).hidden
+    assert not of_new_ones & form.marks(filled).hidden
+    config = preview(form, FAMILY, form.merge(filled, {"dataset.num_frames": 8, "dataset.frame_stride": 1})).config
+    assert config.motion_adapter is None
+
+
 def test_the_command_is_what_the_queue_runs(workspace: Workspace, form: Form[Any], tmp_path: Path) -> None:
     config = preview(form, FAMILY, starting_values(form, workspace)).config
     expected = workspace.next_run_id("Two words; rm -rf /")
@@ -201,14 +264,14 @@ def test_the_command_is_what_the_queue_runs(workspace: Workspace, form: Form[Any
 
 def test_a_title_is_made_where_none_was_given(workspace: Workspace, form: Form[Any]) -> None:
     config = preview(form, FAMILY, starting_values(form, workspace)).config
-    assert run_title("  ", config) == "demo lora"
+    assert run_title("  ", config) == "orbit lora"
     assert run_title(" Mine ", config) == "Mine"
 
 
 def test_a_new_dataset_starts_with_a_run_that_would_start(workspace: Workspace, form: Form[Any]) -> None:
     """The default method needs a motion adapter; where the workspace has one, it is chosen."""
     made = workspace.new_dataset("Mine")
-    made.add(workspace.dataset("demo").file(workspace.dataset("demo").clips[0]), "a red ball")
+    made.add(workspace.dataset("orbit").file(workspace.dataset("orbit").clips[0]), "a red ball")
     now = preview(form, FAMILY, starting_values(form, workspace, made.name))
     assert (now.problems, now.starts) == ([], True)
     assert now.config.motion_adapter in workspace.motion_adapters()
@@ -225,7 +288,7 @@ def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any
     assert form.check(values_from("demo", form, FAMILY, workspace))[0] == workspace.demo_config()
     defaults = dict(zip(form.paths, values_from("defaults", form, FAMILY, workspace), strict=True))
     assert defaults["max_train_steps"] == 1000
-    assert defaults["dataset.path"] == str(workspace.root / "datasets" / "demo")
+    assert defaults["dataset.path"] == str(workspace.root / "datasets" / "orbit")
     for family in FAMILIES.values():
         with gr.Blocks():
             its = form_of(family, workspace).build()
@@ -308,14 +371,14 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
         tab.wait_for_selector("#yaml >> text=pasted, not typed")
 
         tab.locator("#save-run").click()
-        tab.get_by_text("Saved as demo-motion-module-0001").wait_for()
+        tab.get_by_text("Saved as orbit-motion-module-0001").wait_for()
         tab.get_by_label("Title").fill("By key")
         tab.get_by_label("Title").press("Control+Enter")
         tab.locator("[role=tab][aria-selected=true]", has_text="Train").wait_for()
     finally:
         context.close()
         handle.close()
-    assert [info.id for info in workspace.runs("train")] == ["by-key-0002", "demo-motion-module-0001"]
+    assert [info.id for info in workspace.runs("train")] == ["by-key-0002", "orbit-motion-module-0001"]
     assert [job.run_id for job in JobQueue(workspace.db, workspace.root / "runs").jobs()] == ["by-key-0002"]
     saved = yaml.safe_load(workspace.run("by-key-0002").config.read_text())
     assert saved["dataset"]["height"] == 32

@@ -25,7 +25,7 @@ from trainers.families import parse_config, parse_sample_config
 PROMPTS = ["a red circle", "a blue square"]
 
 
-def config(workspace, steps=60, prompts=PROMPTS):
+def config(workspace, steps=60, prompts=PROMPTS, **validation):
     return parse_config(
         {
             "family": "animatediff",
@@ -33,7 +33,7 @@ def config(workspace, steps=60, prompts=PROMPTS):
             "base_model": str(workspace.models / "tiny"),
             "max_train_steps": steps,
             "dataset": {"path": str(workspace.root / "datasets" / "none"), "height": 32, "width": 64},
-            "validation": {"prompts": prompts, "every_steps": 20},
+            "validation": {"prompts": prompts, "every_steps": 20, **validation},
         }
     )
 
@@ -227,7 +227,7 @@ def test_a_star_is_written_for_the_trainer_to_see(workspace):
 def test_the_demo_is_one_press_away(workspace, queue):
     run = train.queue_demo(workspace, queue)
     assert queue.last_of(run).state is JobState.QUEUED
-    assert train.read_config(workspace.run(run)).dataset.path == str(workspace.root / "datasets" / "demo")
+    assert train.read_config(workspace.run(run)).dataset.path == str(workspace.root / "datasets" / "orbit")
 
 
 # --- samples and losses -----------------------------------------------------------------------------------------------
@@ -245,6 +245,31 @@ def test_samples_stand_by_step_and_prompt(workspace, queue):
         assert names == [[f"step-{step:06d}", f"{row:03d}.mp4"] for step in (0, 20, 40)] + [None]
     ended = train.samples_value(workspace, folder, events, config(workspace), running=False)
     assert [column["label"] for column in ended["columns"]] == ["base", "step 20", "step 40"]
+
+
+def test_each_prompt_has_a_row_for_each_of_its_seeds(workspace, queue):
+    """Files are numbered over both; of two equal prompts the number tells which."""
+    folder = workspace.new_run(config(workspace, prompts=["x", "x", "y"], samples_per_prompt=2), "orbit")
+    log = EventLog(folder.events)
+
+    def sampled_as(step, number, prompt, seed):
+        file = folder.sample_dir(step) / f"{number:03d}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"no video is read by the page")
+        path = file.relative_to(folder.path).as_posix()
+        log.write("sample", step=step, path=path, prompt=prompt, seed=seed, take="t", strength=1.0, seconds=1.0)
+
+    for number, (prompt, seed) in enumerate([(p, s) for p in "xxy" for s in (42, 43)]):
+        sampled_as(20, number, prompt, seed)
+    for number, (prompt, seed) in enumerate([("y", 42), ("gone", 42)]):  # before the run went on with these prompts
+        sampled_as(0, number, prompt, seed)
+    now = train.read_config(folder)
+    value = train.samples_value(workspace, folder, Runs(workspace, queue).events(folder), now, running=False)
+    assert [(row["prompt"], row["seed"]) for row in value["rows"]] == [(p, s) for p in "xxy" for s in (42, 43)]
+    names = [[cell and cell["video"]["path"].rsplit("/", 1)[1] for cell in cells] for cells in value["cells"]]
+    assert [column["label"] for column in value["columns"]] == ["step 20", "base"]
+    assert [row[0] for row in names] == [f"{number:03d}.mp4" for number in range(6)]
+    assert [row[1] for row in names] == [None] * 4 + ["000.mp4", None], "by what it shows, not by its number"
 
 
 def test_a_lost_sample_is_named_where_it_stood(workspace, queue):

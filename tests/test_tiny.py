@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from diffusers import AnimateDiffPipeline, MotionAdapter, StableDiffusionPipeline
-from transformers import CLIPTokenizer
+from diffusers import AnimateDiffPipeline, DiffusionPipeline, MotionAdapter, StableDiffusionPipeline
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from examples import tiny
 
@@ -61,6 +62,25 @@ def test_its_tokenizer_spells_any_text(tmp_path):
     assert tokenizer("a red circle").input_ids == [
         vocabulary["<|startoftext|>"], vocabulary["a</w>"], vocabulary["red</w>"], vocabulary["circle</w>"], end,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", tiny.VARIANTS)
+def test_a_variant_is_small_and_names_its_pipeline(tmp_path, kind):
+    settings = tiny.write(kind, tmp_path / kind)
+    assert settings == {"base_model": str(tmp_path / kind)}
+    assert sum(file.stat().st_size for file in (tmp_path / kind).rglob("*") if file.is_file()) < 1_000_000
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / kind)
+    assert type(pipeline).__name__ == ("CogVideoXImageToVideoPipeline" if "i2v" in kind else "CogVideoXPipeline")
+
+
+def test_its_t5_tokenizer_knows_the_words(tmp_path):
+    size = tiny.write_t5_tokenizer(tmp_path)
+    tokenizer = T5Tokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == size
+    found = tokenizer("a red circle", padding="max_length", max_length=6, truncation=True).input_ids
+    assert tokenizer.convert_ids_to_tokens(found) == ["▁a", "▁red", "▁circle", "</s>", "<pad>", "<pad>"]
+    assert tokenizer("").input_ids == [1]
+    assert len(set(map(tuple, tokenizer(["a blue circle", "zig", "zag", "\U0001f9c0"]).input_ids))) == 4
 
 
 def test_an_unknown_family_lists_the_known_ones(tmp_path, capsys):

@@ -316,7 +316,8 @@ def test_a_full_disk_costs_one_checkpoint_and_no_other(config, tmp_path):
     assert failed.returncode == 1
     last = read(run.events)[0][-1]
     assert last["status"] == "failed" and "step 4 could not be saved" in last["reason"]
-    assert "the last whole checkpoint is step 2" in last["reason"]
+    assert "goes on from step 2, the last whole checkpoint" in last["reason"]
+    assert "a file grew larger than the disk or a limit allows" in last["reason"]
     assert [c.step for c in run.checkpoints()] == [2]
     assert "Traceback" not in failed.stdout + failed.stderr
     assert door("--config", file, "--run-dir", run.path, "--resume").returncode == 0

@@ -1,6 +1,6 @@
 """The whole road of somebody who comes from another trainer: its text, a run, samples, exports that load elsewhere.
 
-The published texts stand in test_compat_animatediff.py; here only paths and sizes are changed, and everything runs.
+The published texts stand in compat_texts.py; here only paths and sizes are changed, and everything runs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from compat_texts import TUMURZAKOV
 from safetensors.torch import load_file
-from test_compat_animatediff import TUMURZAKOV
 
 import trainers.export
 import trainers.sample

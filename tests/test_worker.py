@@ -185,7 +185,9 @@ def test_what_cannot_be_started_fails_and_blocks_nothing(stage):
 
     assert stage.until(stage.worker(command=command), after).state is JobState.FINISHED
     assert stage.queue.job(lost.id).reason.startswith("there is no run finish-1")
-    assert "could not be started" in stage.queue.job(broken.id).reason
+    assert (
+        stage.queue.job(broken.id).reason == "could not be started: /no/such/program cannot be used: it does not exist"
+    )
 
 
 @posix

@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from studio import workspace as workspace_module
 from studio.workspace import Workspace, WorkspaceError
+from trainers.data.video import VideoError
 from trainers.families import load_config, parse_config, parse_sample_config
 from trainers.runs import RunFolder
 from trainers.settings import read_yaml
@@ -301,17 +303,35 @@ def small_demo(tmp_path, monkeypatch) -> Path:
 
 def test_the_demo_is_copied_once_and_edits_stay(workspace, small_demo):
     workspace.add_demo()
-    copy = workspace.root / "datasets" / "demo"
+    copy = workspace.root / "datasets" / "orbit"
     (copy / "metadata.jsonl").write_text("edited")
     workspace.add_demo()
-    assert workspace.datasets() == ["demo"]
+    assert workspace.datasets() == ["orbit"]
     assert (copy / "metadata.jsonl").read_text() == "edited" and (copy / "clips" / "a.mp4").exists()
     assert workspace.base_models() == [str(workspace.models / "demo")]
 
 
+def test_pictures_are_kept_by_what_they_show(workspace, tmp_path):
+    red, same, blue = tmp_path / "red.png", tmp_path / "same.bmp", tmp_path / "blue.jpg"
+    for file, colour in ((red, "red"), (same, "red"), (blue, "blue")):
+        Image.new("RGB", (40, 30), colour).save(file)
+    kept = workspace.add_image(red)
+    assert kept.parent == workspace.root / "images" and kept == workspace.add_image(same) != workspace.add_image(blue)
+    assert len(list(workspace.images.iterdir())) == 2
+    assert Image.open(kept).getpixel((0, 0)) == (255, 0, 0)
+    assert workspace.has_image(str(kept))
+    for file in (red, kept.with_name("0" * 64 + ".png"), workspace.images / ".." / "images" / kept.name, kept.name):
+        assert not workspace.has_image(str(file))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(VideoError, match=r"text\.png is neither"):
+        workspace.add_image(tmp_path / "text.png")
+    with pytest.raises(WorkspaceError):
+        workspace.media(kept)  # the page shows them in small, and never serves the folder
+
+
 def test_the_demos_run_uses_the_copies_and_the_shared_cache(workspace, small_demo):
     config = workspace.demo_config()
-    assert config.dataset.path == str(workspace.root / "datasets" / "demo")
+    assert config.dataset.path == str(workspace.root / "datasets" / "orbit")
     assert config.base_model == str(workspace.models / "demo")
     assert config.motion_adapter == str(workspace.models / "demo" / "inner")
     assert config.dataset.cache_dir == str(workspace.root / "cache")
@@ -329,7 +349,7 @@ def test_a_missing_demo_is_said(workspace, small_demo):
 def test_the_real_demo(workspace, root):
     workspace.add_demo()
     config = workspace.demo_config()
-    assert len(workspace.dataset("demo").clips) >= 3
+    assert len(workspace.dataset("orbit").clips) >= 3
     assert workspace.base_models() == [config.base_model]
     given = read_yaml(root / "examples" / "demo" / "orbit.yaml")
     assert config.max_train_steps == given["max_train_steps"]

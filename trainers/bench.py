@@ -111,7 +111,7 @@ def bench_config(family: str, size: str, method: str, steps: int, folder: Path, 
     """A run over two random clips on a random model of the size, that logs only its first and its last step."""
     from examples import tiny
 
-    frames, pixels = SIZES[size][:2]
+    frames, pixels = get_family(family).frames_within(SIZES[size][0]), SIZES[size][1]
     models = tiny.write(family, folder / "base", size=size)
     data = Dataset.create(folder / "dataset")
     random = np.random.default_rng(0)

@@ -11,18 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import accelerate
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from trainers.config import TrainConfig
+from trainers.errors import why
 from trainers.families.base import VideoModel
+from trainers.processes import Processes
 from trainers.runs import Checkpoint, RunFolder
 from trainers.terminal import Mendable
 
-#: What an optimizer's parameter groups take from the config, beside the learning rate of the moment.
-SETTINGS = ("initial_lr", "betas", "eps", "weight_decay")
+#: What an optimizer's parameter groups take from the config and the machine, beside the learning rate of the moment.
+SETTINGS = (
+    "initial_lr", "betas", "eps", "weight_decay", "fused", "beta3", "decouple", "use_bias_correction",
+    "safeguard_warmup",
+)  # fmt: skip
+
+WAY_OUT = "remove this folder to resume from the checkpoint before it"
 
 
 def save_checkpoint(
@@ -31,58 +37,61 @@ def save_checkpoint(
     loss: float | None,
     config: TrainConfig,
     model: VideoModel,
-    optimizer: Any,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    accelerator: accelerate.Accelerator,
-    rng: list[dict[str, Any]],
+    state: dict[str, Any],
 ) -> None:
     """Weights, meta.json and state.pt; a full disk costs this checkpoint and no other."""
     try:
-        with run.new_checkpoint(step) as folder, unwrapped(model, accelerator):
+        with run.new_checkpoint(step) as folder:
             meta = model.save(folder)
             meta |= {"step": step, "validation_loss": loss, "run": run.id, "seed": config.seed, "time": time.time()}
             (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False), encoding="utf-8")
-            state = {
-                "step": step,
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-                "rng": rng,
-            }
             torch.save(state, folder / "state.pt")
     except (OSError, RuntimeError, SafetensorError) as error:
         kept = run.checkpoints()
-        left = f"the last whole checkpoint is step {kept[-1].step}" if kept else "no checkpoint was saved"
+        last = f"step {kept[-1].step}, the last whole checkpoint" if kept else "the beginning"
         free = shutil.disk_usage(run.path).free / 1024**3
         raise Mendable(
-            f"step {step} could not be saved to {run.path} ({error}; {free:.1f} GiB free): {left}. Make room and resume"
+            f"step {step} could not be saved to {run.path}, where {free:.1f} GiB are free: {why(error)}; then --resume "
+            f"goes on from {last}"
         ) from error
+
+
+def read_state(checkpoint: Checkpoint, config: TrainConfig, shared: bool) -> dict[str, Any]:
+    """What a checkpoint holds besides the weights. Mendable when it cannot be resumed with this config.
+
+    shared: several processes read it, and keep what they do not need on the disk.
+    """
+    try:
+        state: dict[str, Any] = torch.load(checkpoint.state, map_location="cpu", weights_only=True, mmap=shared)
+    except FileNotFoundError:
+        raise Mendable(f"{checkpoint.path} has no state.pt, so it cannot be resumed; {WAY_OUT}") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise Mendable(f"state.pt in {checkpoint.path} is damaged and cannot be resumed; {WAY_OUT}") from error
+    saved, wanted = state.get("optimizer_name", config.optimizer.name), config.optimizer.name
+    if saved != wanted:
+        raise Mendable(
+            f"{checkpoint.path} was saved with optimizer.name {saved}, whose states {wanted} cannot go on with; set it "
+            f"to {saved}, or start a new run"
+        )
+    return state
 
 
 def restore(
     checkpoint: Checkpoint,
-    model: VideoModel,
+    state: dict[str, Any],
     optimizer: Any,
     schedule: torch.optim.lr_scheduler.LambdaLR,
-    accelerator: accelerate.Accelerator,
+    processes: Processes,
 ) -> int:
-    """Everything as it was after the checkpoint's step: weights, optimizer, schedule, scaler, generators.
+    """Optimizer, schedule, scaler and generators as they were after the checkpoint's step, which is given. The weights
+    must be in place already.
 
     Learning rate, betas, epsilon and weight decay are the config's, which may have been changed in between.
     """
-    way_out = "remove this folder to resume from the checkpoint before it"
-    try:
-        state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise Mendable(f"{checkpoint.path} has no state.pt, so it cannot be resumed; {way_out}") from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise Mendable(f"state.pt in {checkpoint.path} is damaged and cannot be resumed; {way_out}") from error
-    with unwrapped(model, accelerator):
-        model.load([(checkpoint.path, 1.0)])
     groups = [{key: group[key] for key in SETTINGS if key in group} for group in optimizer.param_groups]
     base_rates = list(schedule.base_lrs)
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        processes.layout.load_optimizer_state(optimizer, state["optimizer"])
     except ValueError as error:
         raise Mendable(
             f"{checkpoint.path} was saved while other weights were trained, so it cannot be resumed with this config; "
@@ -93,10 +102,11 @@ def restore(
     schedule._last_lr = [b * rate(schedule.last_epoch) for b, rate in zip(base_rates, schedule.lr_lambdas, strict=True)]
     for group, settings, rate in zip(optimizer.param_groups, groups, schedule._last_lr, strict=True):
         group.update(settings, lr=rate)
-    if accelerator.scaler and state["scaler"]:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    scaler = processes.accelerator.scaler
+    if scaler and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
     states = state["rng"]
-    set_random_state(states[accelerator.process_index % len(states)])
+    set_random_state(states[processes.rank % len(states)])
     return int(state["step"])
 
 
@@ -132,15 +142,3 @@ def random_state_kept() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-@contextmanager
-def unwrapped(model: VideoModel, accelerator: accelerate.Accelerator) -> Iterator[None]:
-    """The denoisers without their distributed wrapping, for what only the first process does."""
-    wrapped = dict(model.denoiser)
-    for name, module in wrapped.items():
-        model.denoiser[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=True)
-    try:
-        yield
-    finally:
-        model.denoiser.update(wrapped)

@@ -23,16 +23,45 @@ class DatasetConfig(Section):
         basic=True,
         min_length=1,
     )
-    format: Literal["dailies", "list", "sidecar", "webvid"] = setting(
+    format: Literal["dailies", "list", "sidecar", "webvid", "paired", "hub"] = setting(
         "dailies",
         "How clips and captions lie there. dailies: clips/ and metadata.jsonl. list: the videos and prompts named "
         "here, relative to path. sidecar: a folder of videos, the caption of a.mp4 in a.txt or a.json. webvid: a CSV "
-        "file with the columns name and contentUrl (or videoid). Other formats than dailies are read where they lie.",
+        "file with the columns name and contentUrl (or videoid). paired: a folder with videos.txt and prompts.txt, "
+        "line by line. hub: a dataset of the Hugging Face Hub by its id, or a folder with metadata.jsonl, metadata.csv "
+        "or another table. Other formats than dailies are read where they lie.",
     )
     video_folder: str | None = setting(
         None,
-        "Folder of the videos that the CSV file names. Empty: the folder of the CSV file.",
-        show_if={"dataset.format": ["webvid"]},
+        "Folder of the videos that the table names. Empty: the folder of the table.",
+        show_if={"dataset.format": ["webvid", "hub"]},
+    )
+    video_list: str = setting(
+        "videos.txt",
+        "Text file in the folder above with the path of a video in each line.",
+        min_length=1,
+        show_if={"dataset.format": ["paired"]},
+    )
+    caption_list: str = setting(
+        "prompts.txt",
+        "Text file in the folder above with their captions, one per line in the same order.",
+        min_length=1,
+        show_if={"dataset.format": ["paired"]},
+    )
+    video_column: str = setting(
+        "video",
+        "Column of the table that names the videos; where there is none, file_name as on the Hub.",
+        min_length=1,
+        show_if={"dataset.format": ["hub"]},
+    )
+    caption_column: str = setting(
+        "text", "Column of the table that holds the captions.", min_length=1, show_if={"dataset.format": ["hub"]}
+    )
+    hub_config: str | None = setting(
+        None,
+        "Which of several parts of a Hub dataset to take, by its name. Empty: the one that it offers first.",
+        min_length=1,
+        show_if={"dataset.format": ["hub"]},
     )
     videos: list[str] = setting([], "Video files, one per line.", show_if={"dataset.format": ["list"]})
     prompts: list[str] = setting(
@@ -46,7 +75,10 @@ class DatasetConfig(Section):
     height: int = setting(256, "Height of the training frames in pixels.", basic=True, ge=8)
     width: int = setting(256, "Width of the training frames in pixels.", basic=True, ge=8)
     frame_stride: int = setting(
-        1, "Take every n-th frame of a clip: 1 takes neighbours, 4 shows four times as much movement.", ge=1
+        1,
+        "Take every n-th frame of a clip: 1 takes neighbours, 4 shows four times as much movement.",
+        ge=1,
+        show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
     fps: float | None = setting(
         None,
@@ -54,15 +86,22 @@ class DatasetConfig(Section):
         "rates move at the same speed. Empty keeps each clip's own rate.",
         gt=0,
         le=240,
+        show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
-    frame_selection: Literal["first", "uniform", "random", "windows"] = setting(
+    frame_selection: Literal["first", "uniform", "random", "windows", "strided"] = setting(
         "random",
         "Which frames a clip gives: first (from start_frame on), uniform (spread over the whole clip), random (a "
-        "random start), windows (every window of the clip, one after the other).",
+        "random start), windows (every window of the clip, one after the other), strided (from its beginning, at the "
+        "largest whole stride at which it has enough frames, whatever its rate).",
     )
     start_frame: int = setting(
-        0, "First frame to take, counted from 0.", ge=0, show_if={"dataset.frame_selection": ["first"]}
+        0,
+        "First frame to take, counted from 0 behind those that are skipped.",
+        ge=0,
+        show_if={"dataset.frame_selection": ["first"]},
     )
+    skip_frames_start: int = setting(0, "Frames at the beginning of every clip that are never used.", ge=0)
+    skip_frames_end: int = setting(0, "Frames at the end of every clip that are never used.", ge=0)
     fit: Literal["crop", "stretch", "buckets"] = setting(
         "crop",
         "How a clip of another shape becomes height x width: crop (fill and cut the edges), stretch (distorts), "
@@ -73,11 +112,21 @@ class DatasetConfig(Section):
     )
     repeat_frames: bool = setting(
         False,
-        "Let a clip that is too short fill the sample: its frames are spread over it, some of them several times.",
-        show_if={"dataset.frame_selection": ["random"]},
+        "Let a clip that is too short fill the sample. random: its frames are spread over it, some of them several "
+        "times. strided: its last frame is repeated.",
+        show_if={"dataset.frame_selection": ["random", "strided"]},
     )
     flip: bool = setting(
         False, "Mirror half of the samples left to right. Not for clips where direction has a meaning."
+    )
+    id_token: str | None = setting(
+        None,
+        "A word that is put before every training caption, to call what was learned by it: write it before your "
+        "prompts as well. The files stay as they are.",
+        min_length=1,
+    )
+    id_token_glued: bool = setting(
+        False, "Put that word before the captions as it is, without a space between, as early trainers did."
     )
     caption_dropout: float = setting(
         0.1, "Share of samples trained without their caption, which guidance at generation needs.", ge=0, le=1
@@ -139,11 +188,16 @@ class AdapterConfig(Section):
 class OptimizerConfig(Section):
     """How weights are changed."""
 
-    name: Literal["adamw", "adamw8bit"] = setting(
-        "adamw", "adamw, or adamw8bit (bitsandbytes, on a CUDA device) for a quarter of the optimizer memory."
+    name: Literal["adamw", "adam", "adamw8bit", "adam8bit", "prodigy"] = setting(
+        "adamw",
+        "adamw; adam (its weight decay goes through the gradient); adamw8bit and adam8bit (bitsandbytes) keep their "
+        "states in a quarter of the memory; prodigy (prodigyopt) finds the size of a step by itself.",
     )
     learning_rate: float = setting(
-        1e-4, "Size of a step. LoRA: about 1e-4; whole modules: 1e-5 to 1e-4.", basic=True, gt=0
+        1e-4,
+        "Size of a step. LoRA: about 1e-4; whole modules: 1e-5 to 1e-4; prodigy: 1, which multiplies what it finds.",
+        basic=True,
+        gt=0,
     )
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
@@ -169,6 +223,26 @@ class OptimizerConfig(Section):
     beta2: float = setting(0.999, "Adam's decay of the squared gradient average.", ge=0, lt=1)
     weight_decay: float = setting(0.01, "Pull of the weights towards zero.", ge=0)
     epsilon: float = setting(1e-8, "Smallest divisor in Adam.", gt=0)
+    prodigy_beta3: float | None = setting(
+        None,
+        "Prodigy's decay of what it estimates its step from. Empty: the square root of beta2.",
+        ge=0,
+        lt=1,
+        show_if={"optimizer.name": ["prodigy"]},
+    )
+    prodigy_decouple: bool = setting(
+        True,
+        "Weight decay as in adamw; off: through the gradient, as in adam.",
+        show_if={"optimizer.name": ["prodigy"]},
+    )
+    prodigy_use_bias_correction: bool = setting(
+        False, "Correct Adam's averages for their beginning at zero.", show_if={"optimizer.name": ["prodigy"]}
+    )
+    prodigy_safeguard_warmup: bool = setting(
+        False,
+        "Keep the warm-up of the learning rate out of the estimate; on wherever lr_warmup_steps is not 0.",
+        show_if={"optimizer.name": ["prodigy"]},
+    )
     gradient_accumulation_steps: int = setting(
         1, "Batches added up before one optimizer step: a larger batch without more memory.", ge=1
     )
@@ -180,15 +254,16 @@ class OptimizerConfig(Section):
 class MemoryConfig(Section):
     """What trades time for memory."""
 
-    gradient_checkpointing: Literal["none", "full"] = setting(
+    gradient_checkpointing: Literal["none", "full", "sac"] = setting(
         "none",
-        "full computes each block again in the backward pass: much less memory, about a quarter more time.",
+        "full computes each block again in the backward pass: much less memory, about a quarter more time. sac does so "
+        "with everything but attention, whose results it keeps: a little more memory than full, less time.",
     )
-    attention: Literal["sdpa", "xformers"] = setting(
-        "sdpa",
-        "sdpa is PyTorch's own. xformers is used only if it works on the device; otherwise sdpa, with a message.",
+    offload_optimizer: bool = setting(
+        False,
+        "Keep the optimizer's states and a 32-bit copy of the trained weights in main memory, and step on the CPU. For "
+        "training whole models: 8 bytes less for each trained weight on the device, but slower steps.",
     )
-    encode_frames: int = setting(8, "Frames that the video encoder and decoder take at a time.", ge=1)
 
 
 class ValidationConfig(Section):
@@ -198,6 +273,14 @@ class ValidationConfig(Section):
         100, "Validation loss and samples at step 0, every so many steps and at the end. Empty: never.", ge=1
     )
     prompts: list[str] = setting([], "Prompts to sample, one per line. None: no samples, only the loss.", basic=True)
+    samples_per_prompt: int = setting(
+        1, "Samples of each prompt: with the seed below, the next one, and so on.", ge=1, le=100
+    )
+    images: list[str] = setting(
+        [],
+        "Image files that samples begin from, one per line; of a video file its first frame. One for each prompt, or a "
+        "single one for all. Only for base models that turn an image into a video.",
+    )
     negative_prompt: str = setting("", "What the samples should avoid.")
     num_frames: int | None = setting(None, "Frames of a sample. Empty: as trained.", ge=1)
     height: int | None = setting(None, "Height of a sample in pixels. Empty: as trained.", ge=8)
@@ -218,6 +301,16 @@ class ValidationConfig(Section):
     loss_draws: int = setting(
         8, "Fixed pairs of noise and timestep per validation; more gives a smoother curve and takes longer.", ge=1
     )
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds with which each prompt is sampled."""
+        return [(self.seed + number) % 2**63 for number in range(self.samples_per_prompt)]
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> Self:
+        _check_images("validation.images", self.images, self.prompts)
+        return self
 
 
 class CheckpointConfig(Section):
@@ -283,6 +376,12 @@ class TrainConfig(Section):
                 "start_step",
                 f"is {self.start_step}, but the whole run has only {self.max_train_steps} steps; raise max_train_steps",
             )
+        if self.memory.offload_optimizer and self.optimizer.name.endswith("8bit"):
+            raise FieldError(
+                "memory.offload_optimizer",
+                f"keeps the optimizer's states in 32 bits, which {self.optimizer.name} does not; choose adamw or adam, "
+                "or turn it off",
+            )
         if self.optimizer.lr_warmup_steps > self.max_train_steps:
             raise FieldError(
                 "optimizer.lr_warmup_steps",
@@ -303,6 +402,11 @@ class SampleConfig(Section):
     strengths: list[float] = setting([1.0], "Strengths at which each checkpoint is applied.", min_length=1)
     include_base: bool = setting(True, "Sample the base model without any checkpoint as well.")
     prompts: list[str] = setting(..., "Prompts, one per line.", basic=True, min_length=1)
+    images: list[str] = setting(
+        [],
+        "Image files that the clips begin from, one per line; of a video file its first frame. One for each prompt, or "
+        "a single one for all. Only for base models that turn an image into a video.",
+    )
     negative_prompt: str = setting("", "What the clips should avoid.")
     seeds: list[int] = setting([42], "Seeds; the same seed gives every take the same noise.", basic=True, min_length=1)
     num_frames: int = setting(16, "Frames of each clip.", ge=1)
@@ -312,8 +416,6 @@ class SampleConfig(Section):
     guidance_scale: float = setting(7.5, "How strongly a clip follows its prompt; 1 turns guidance off.", ge=1, le=100)
     fps: float = setting(8, "Frames per second of the files.", gt=0, le=240)
     mixed_precision: Precision = setting("bf16", "Precision of the computation. no: 32 bits.")
-    attention: Literal["sdpa", "xformers"] = setting("sdpa", "sdpa is PyTorch's own; xformers only if it works.")
-    encode_frames: int = setting(8, "Frames that the video decoder takes at a time.", ge=1)
     cache_dir: str | None = setting(
         None, "Folder of clips already sampled, shared between comparisons. Empty: inside the run folder."
     )
@@ -326,13 +428,31 @@ class SampleConfig(Section):
                 raise ValueError(f"seed {seed} is not between 0 and 2^63 - 1")
         return seeds
 
+    @model_validator(mode="after")
+    def _images_fit(self) -> Self:
+        _check_images("images", self.images, self.prompts)
+        return self
+
+
+def _check_images(where: str, images: list[str], prompts: list[str]) -> None:
+    """FieldError unless every prompt has its image, or a single one is for all of them, or there are none."""
+    if len(images) > 1 and len(images) != len(prompts):
+        raise FieldError(
+            where,
+            f"are {len(images)} for {_counted(len(prompts), 'prompt')}; give one for each prompt, or a single one for "
+            "all",
+        )
+
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+#: What an optimizer needs beyond PyTorch: the name to install and to import.
+OPTIMIZER_PACKAGES = {"adamw8bit": "bitsandbytes", "adam8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
 def missing_package(config: OptimizerConfig) -> str | None:
     """The package that the chosen optimizer needs and this machine lacks."""
-    if config.name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        return "bitsandbytes"
-    return None
+    package = OPTIMIZER_PACKAGES.get(config.name)
+    return package if package is not None and importlib.util.find_spec(package) is None else None

@@ -1,7 +1,7 @@
 """Configs and command lines of other trainers: how they are read, and what a family's ``compat.py`` makes of them.
 
-What is the same for every family stands here: Markdown fences, shell text, options, upstream's keys with their types
-and defaults, and the door ``python -m trainers.families.X.compat``. No torch.
+What is the same for every family stands here: Markdown fences, upstream's keys with their types and defaults, and the
+door ``python -m trainers.families.X.compat``. Shell text is read in `trainers.shell`. No torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import importlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,168 +82,6 @@ def the_only(text: str, read: Callable[[str], Foreign | None]) -> Foreign | None
 def slashes(path: str) -> str:
     """A path as every system reads it: Windows takes slashes as well."""
     return path.strip().replace("\\", "/")
-
-
-# --- shell text ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of a shell text. script: the name of what runs, without its folder. launcher: the words before it."""
-
-    script: str
-    arguments: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    launcher: tuple[str, ...] = ()
-
-    @property
-    def processes(self) -> int:
-        """How many processes torchrun or accelerate launch start on the machine."""
-        words = [word.replace("=", " ").split() for word in self.launcher]
-        flat = [part for parts in words for part in parts]
-        for name, value in pairwise(flat):
-            known = name.lstrip("-").replace("-", "_") in ("nproc_per_node", "num_processes")
-            if name.startswith("--") and known and value.isdigit():
-                return max(1, int(value))
-        return 1
-
-
-def read_command(text: str, scripts: Sequence[str]) -> Command | None:
-    """The command of a shell text that runs one of `scripts` (file names), or whose first word is one of them.
-
-    Knows comments, continued lines (of bash, PowerShell and cmd), assignments, quotes, launchers and ``-m module``.
-    None when there is no such command; ConfigError when there are several, or a variable has no value.
-    """
-    if not any(_named(script, text) for script in scripts):
-        return None
-    found = [command for words in _commands(text) if (command := _as_command(words, scripts))]
-    if not found:
-        return None
-    if len(found) > 1:
-        names = ", ".join(command.script for command in found)
-        raise ConfigError([("", f"there are {len(found)} commands in this text ({names}); give one of them")])
-    for word in found[0].arguments:
-        _, unset, name = word.partition(_UNSET)
-        if unset:
-            name = name.partition(_UNSET)[0]
-            raise ConfigError([("", f"the command uses ${name}, which the text does not set; write its value instead")])
-    return found[0]
-
-
-def _named(script: str, text: str) -> bool:
-    if script.endswith(".py"):
-        return script.removesuffix(".py") in text
-    return re.search(rf"(?<![\w./-]){re.escape(script)}[\s\\^`]+--", text) is not None
-
-
-def _as_command(words: tuple[dict[str, str], list[str]], scripts: Sequence[str]) -> Command | None:
-    environment, line = words
-    for place, word in enumerate(line):
-        name = re.split(r"[\\/]", word)[-1]
-        if place and line[place - 1] == "-m":
-            name = word.rpartition(".")[2] + ".py"
-        rest = line[place + 1 :]
-        if name in scripts and (name.endswith(".py") or (rest and rest[0].startswith("--"))):
-            return Command(name, tuple(rest), environment, tuple(line[:place]))
-    return None
-
-
-# A line that ends so goes on in the next, which a text that was cut out may lack.
-_BLANK = re.compile(r"(?:[ \t\r]|[\\^`][ \t]*(?:\r?\n|\Z)|(?<=\s)\\(?=[ \t]))+")
-_END = re.compile(r"\n|;|&&?|\|\|?")
-_REDIRECT = re.compile(r"\d*(?:>>?|<)&?[ \t]*[^\s;&|]*")
-_SINGLE = re.compile(r"'([^']*)'")
-_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_PLAIN = re.compile(r"(?:[^\s'\"\\;&|<>^`]|[\\^`](?!\s)|(?<=\S)\\[ \t](?=\S))+")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\}|\([^)]*\)?)")  # or what another command answers, which is not run
-_UNSET = "\0"  # stands around the name of a variable that has no value
-_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-
-
-def _commands(text: str) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """(environment, words) of each command of a shell text, in order."""
-    variables: dict[str, str] = {}
-    words: list[str] = []
-    word: str | None = None
-    place = 0
-    while place <= len(text):
-        blank, end = _BLANK.match(text, place), _END.match(text, place)
-        if word is not None and (blank or end or place == len(text)):
-            words.append(word)
-            word = None
-        if end or place == len(text):
-            environment, rest = _without_assignments(words)
-            if rest:
-                yield {**variables, **environment}, rest
-            else:
-                variables |= environment
-            words, place = [], end.end() if end else len(text) + 1
-        elif blank:
-            place = blank.end()
-        elif word is None and text[place] == "#":
-            place = min(len(text), place + len(text[place:].split("\n", 1)[0]))
-        elif word is None and (redirect := _REDIRECT.match(text, place)):
-            place = redirect.end()
-        else:
-            piece, place = _piece(text, place, variables)
-            word = (word or "") + piece
-
-
-def _piece(text: str, place: int, variables: Mapping[str, str]) -> tuple[str, int]:
-    """The part of a word that begins here, and where it ends."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2) or "(...)"
-        return variables.get(name, f"{_UNSET}{name}{_UNSET}")
-
-    if single := _SINGLE.match(text, place):
-        return single.group(1), single.end()
-    if double := _DOUBLE.match(text, place):
-        return _VARIABLE.sub(value, re.sub(r'\\(["\\$`])', r"\1", double.group(1))), double.end()
-    if plain := _PLAIN.match(text, place):
-        return _VARIABLE.sub(value, _unescaped(plain.group())), plain.end()
-    if text[place] in "'\"":
-        line = text.count("\n", 0, place) + 1
-        raise ConfigError([("", f"the quote in line {line} of the command is not closed")])
-    return text[place], place + 1
-
-
-def _unescaped(word: str) -> str:
-    """A word without its escapes. A backslash between two letters is none: it is a folder's, as Windows writes it."""
-    word = re.sub(r"(?<=[\w:.\-])\\(?=\w)|^\.?\.?\\(?=\w)", lambda found: found.group().replace("\\", "/"), word)
-    return re.sub(r"\\(.)", r"\1", word)
-
-
-def _without_assignments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(NAME=value at the beginning, the words after them)."""
-    environment: dict[str, str] = {}
-    rest = list(words)
-    while rest:
-        assigned = _ASSIGNED.fullmatch(rest[0])
-        if assigned:
-            environment[assigned.group(1)] = assigned.group(2)
-        elif rest[0] not in ("$", "env", "export"):  # a prompt, or what stands before an assignment
-            break
-        del rest[0]
-    return environment, rest
-
-
-def options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Options by name, without dashes: ``--key value``, ``--key=value``; True for a flag, a list for several values.
-
-    Of an option that is repeated the last one counts, as argparse has it.
-    """
-    found: dict[str, list[str]] = {}
-    values: list[str] | None = None
-    for word in arguments:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            values = found[name.replace("-", "_")] = [value] if equals else []
-        elif values is None:
-            raise ConfigError([("", f"{word!r} stands where an option such as --name value is expected")])
-        else:
-            values.append(word)
-    return {name: given[0] if len(given) == 1 else list(given) or True for name, given in found.items()}
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

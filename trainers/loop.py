@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from trainers.checkpoints import random_state, random_state_kept, restore, save_checkpoint, unwrapped
-from trainers.config import TrainConfig
+from trainers.checkpoints import random_state, random_state_kept, read_state, restore, save_checkpoint
+from trainers.config import TrainConfig, ValidationConfig
 from trainers.data.clips import DatasetError, ReadableDataset
 from trainers.data.formats import open_dataset
+from trainers.data.images import images_for
 from trainers.data.ledger import LedgerRow, ledger, ledger_messages, nothing_to_train
 from trainers.data.loader import Batches, Sample, read_pixels
 from trainers.events import EventLog
@@ -29,6 +29,7 @@ from trainers.metrics import TRAINING_CLIPS, Measures, spread
 from trainers.noise import Draws
 from trainers.optim import make_optimizer, make_schedule
 from trainers.precompute import Encoded, Read
+from trainers.processes import Processes
 from trainers.runs import Checkpoint, RunFolder
 from trainers.sample import sample_clip, write_clip
 from trainers.terminal import Cancelled, Mendable, StopSwitch
@@ -39,11 +40,28 @@ T = TypeVar("T")
 def train(
     config: TrainConfig, run: RunFolder, log: EventLog, stop: StopSwitch, resume: Checkpoint | None = None
 ) -> str:
-    """Train as the config says, into the run folder. Gives the reason for the end, one sentence.
+    """Train as the config says, into the run folder, with whatever processes were started for it. Gives the reason for
+    the end, one sentence.
 
     Raises Cancelled (after saving), Mendable, ModelError, DatasetError, VideoError.
     """
     config = computable(config, log)
+    stop()
+    processes = Processes(config)
+    with processes.ending_together():
+        return train_with(processes, config, run, log, stop, resume)
+
+
+def train_with(
+    processes: Processes,
+    config: TrainConfig,
+    run: RunFolder,
+    log: EventLog,
+    stop: StopSwitch,
+    resume: Checkpoint | None = None,
+) -> str:
+    """What each of the processes does. All but the first write no file of the run and no event."""
+    device, rank, world, layout = processes.device, processes.rank, processes.count, processes.layout
 
     # --- what there is to learn from ----------------------------------------------------------------------------------
     family = get_family(config.family)
@@ -54,18 +72,16 @@ def train(
     problem = nothing_to_train(dataset, rows, config)
     if problem:
         raise DatasetError(problem[1])
+    images = images_for(config.validation.images, config.validation.prompts)
     trained_rows, held_rows = hold_out(rows, config)
     wishes_seen = run.wishes()[1]
 
     # --- the model ----------------------------------------------------------------------------------------------------
     log.write("phase", phase="loading", done=0, total=1)
-    accelerate.utils.set_seed(config.seed % 2**32)  # numpy takes no more; nothing of the run's own is drawn from these
-    accelerate.state.AcceleratorState._reset_state()  # a notebook may train twice, each time in its own precision
-    accelerator = accelerate.Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    # numpy takes no more than 32 bits; dropout alone draws from these, and differs from process to process
+    accelerate.utils.set_seed((config.seed + rank) % 2**32)
     model = family.load(config, "train")
-    parameters = model.trained_parameters()
-    log.write("message", level="info", text=trainable_sentence(model, parameters))
+    log.write("message", level="info", text=trainable_sentence(model))
     stop()
 
     # --- clips and captions, encoded ----------------------------------------------------------------------------------
@@ -75,22 +91,31 @@ def train(
     encoded = Encoded(model, family.name, cache_dir if config.dataset.cache else None, config.seed)
     to_encode = [sample for variant in batches.variants() for sample in variant] + held
     captions = [row.clip.text for row in [*trained_rows, *held_rows]]
-    with accelerator.main_process_first():
-        encoded.prepare(to_encode, captions, encoding_report(log, stop))
+    report = encoding_report(log, stop)
+    if world > 1 and config.dataset.cache:  # each its share; then what lies on no disk that this machine sees
+        mine = list(dict.fromkeys(to_encode))[rank::world], list(dict.fromkeys(captions))[rank::world]
+        encoded.prepare(*mine, report)
+        processes.wait()
+    encoded.prepare(to_encode, captions, report)
 
     # --- optimizer, schedule, and what a checkpoint brings back -------------------------------------------------------
-    optimizer = make_optimizer(config.optimizer, parameters)
-    schedule = make_schedule(config.optimizer, optimizer, config.max_train_steps, config.start_step)
-    for name, module in model.denoiser.items():
-        model.denoiser[name] = accelerator.prepare_model(module)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    first_step = config.start_step
+    if len(set(processes.gather(resume.step if resume else None))) > 1:
+        raise Mendable(f"the processes see different checkpoints in {run.path}; put it on a disk that all machines see")
+    state = read_state(resume, config, shared=world > 1) if resume else None
     if resume:
-        first_step = restore(resume, model, optimizer, schedule, accelerator)
+        model.load([(resume.path, 1.0)])
+    layout.share(model)
+    parameters = model.trained_parameters()
+    optimizer = make_optimizer(config.optimizer, parameters, config.memory.offload_optimizer)
+    schedule = make_schedule(config.optimizer, optimizer, config.max_train_steps, config.start_step)
+    optimizer = layout.prepare(model, optimizer)
+    first_step = config.start_step
+    if resume and state:
+        first_step = restore(resume, state, optimizer, schedule, processes)
 
     # --- what samples are measured against ----------------------------------------------------------------------------
     measures = Measures(log)
-    if accelerator.is_main_process and config.validation.prompts:
+    if processes.first and config.validation.prompts:
         measures.keep_training_motion(some_clips(batches.variants()[0], config.validation.prompts), run.training_motion)
 
     # --- acts of the loop ---------------------------------------------------------------------------------------------
@@ -99,33 +124,45 @@ def train(
 
     def validate(step: int) -> float | None:
         loss = None
-        if accelerator.is_main_process:
-            loss = validation_loss(model, encoded, held, config, accelerator)
-            log.write("validation", step=step, validation_loss=loss)
-            refuse_bad_validation(loss, step, run)
-        accelerator.wait_for_everyone()
+        with layout.alone(model):
+            if processes.first:
+                loss = validation_loss(model, encoded, held, config, device)
+                log.write("validation", step=step, validation_loss=loss)
+                refuse_bad_validation(loss, step, run)
+            processes.wait()
         return loss
 
     def draw(step: int) -> None:
-        if accelerator.is_main_process and validation.prompts:
-            start = starting_clip(encoded, batches.variants()[0], config) if model.starts_from_clip else None
-            with random_state_kept(), unwrapped(model, accelerator):
-                draw_samples(model, config, run, log, step, stop, measures, start)
-            model.release("decoder")
-            if config.dataset.cache:
-                model.release("encoders")
-        accelerator.wait_for_everyone()
+        if not validation.prompts:
+            return
+        with layout.alone(model):
+            if processes.first:
+                start = starting_clip(encoded, batches.variants()[0], config) if model.starts_from_clip else None
+                with random_state_kept():
+                    draw_samples(model, config, run, log, step, stop, measures, images, start)
+                model.release("decoder")
+                if config.dataset.cache:
+                    model.release("encoders")
+            processes.wait()
 
     def save(step: int, loss: float | None) -> None:
-        rng = accelerate.utils.gather_object([random_state()])
-        if accelerator.is_main_process:
-            log.write("phase", phase="saving", done=step, total=config.max_train_steps)
-            save_checkpoint(run, step, loss, config, model, optimizer, schedule, accelerator, rng)
-            run.prune(checkpoint.keep_last)
-            best = run.best()
-            path = f"checkpoints/step-{step:06d}"
-            log.write("checkpoint", step=step, path=path, best=best is not None and best.step == step)
-        accelerator.wait_for_everyone()
+        whole_state = {
+            "step": step,
+            "optimizer_name": config.optimizer.name,
+            "optimizer": layout.optimizer_state(optimizer),
+            "schedule": schedule.state_dict(),
+            "scaler": processes.accelerator.scaler.state_dict() if processes.accelerator.scaler else None,
+            "rng": processes.gather(random_state()),
+        }
+        with layout.savable(model):
+            if processes.first:
+                log.write("phase", phase="saving", done=step, total=config.max_train_steps)
+                save_checkpoint(run, step, loss, config, model, whole_state)
+                run.prune(checkpoint.keep_last)
+                best = run.best()
+                path = f"checkpoints/step-{step:06d}"
+                log.write("checkpoint", step=step, path=path, best=best is not None and best.step == step)
+            processes.wait()
 
     def read_batch(number: int) -> tuple[list[Sample], list[Read]]:
         samples = batches[number * world + rank]
@@ -135,7 +172,7 @@ def train(
     if first_step == config.start_step and validation.every_steps:
         validate(first_step)
         draw(first_step)
-    elif sampled_at(first_step, config) and lacks_samples(run, first_step, validation.prompts):
+    elif any(processes.gather(sampled_at(first_step, config) and lacks_samples(run, first_step, validation))):
         draw(first_step)  # the run ended between this checkpoint and its samples
     log.write("phase", phase="training", done=first_step, total=config.max_train_steps)
     set_mode(model, training=True)
@@ -150,39 +187,43 @@ def train(
         for micro in range(accumulation):
             number = (step - 1) * accumulation + micro
             batch = on_device(encoded.batch(*reader.take(number)), device)
-            example = model.example(batch, Draws.seeded(config.seed, "train", number, rank))
-            last = micro == accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(model.denoiser[example.denoiser]):
+            # The draws are those of the batch, whichever process has it; the 0 is from when they were not.
+            example = model.example(batch, Draws.seeded(config.seed, "train", number * world + rank, 0))
+            network, last = model.denoiser[example.denoiser], micro == accumulation - 1
+            with layout.micro_batch(network, last=last):
                 loss = loss_of(model.predict(example), example)
-                accelerator.backward(loss / accumulation)
+                layout.backward(loss, last=last)
             loss_sum += loss.detach() / accumulation
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss.detach()), number, first_bad)
-        if config.optimizer.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        layout.clip(parameters)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         if not optimizer.step_was_skipped:  # the fp16 scaler skips a step whose gradients overflowed
             schedule.step()
         optimizer.zero_grad(set_to_none=True)
 
-        stopping = agreed(stop.on, accelerator)
-        asked, wishes_seen = run.wishes(wishes_seen)
-        acts = {wish.get("act") for wish in asked}
-        stop_after = min([stop_after, *(int(w.get("step", step)) for w in asked if w.get("act") == "stop_after")])
-        stopping_here = stopping or step >= stop_after
+        if processes.first:
+            asked, wishes_seen = run.wishes(wishes_seen)
+            acts = {wish.get("act") for wish in asked}
+            stop_after = min([stop_after, *(int(w.get("step", step)) for w in asked if w.get("act") == "stop_after")])
+            wished = [int("save" in acts), int("sample" in acts), int(step >= stop_after)]
+        else:
+            wished = [0, 0, 0]
+        stopping, saving_asked, sampling_asked, stopping_here = map(bool, processes.sums(int(stop.on), *wished))
+        stopping_here |= stopping
         at_end = step == config.max_train_steps
-        saving = at_end or stopping_here or due(step, checkpoint.every_steps) or "save" in acts
+        saving = at_end or stopping_here or due(step, checkpoint.every_steps) or saving_asked
         validating = not stopping and bool(validation.every_steps) and (at_end or due(step, validation.every_steps))
         logging = saving or validating or due(step, config.tracking.every_steps) or step == first_step + 1
 
         if logging or device.type == "cpu":  # reading a number makes a GPU wait, so only now and then
-            refuse_bad_loss(int(first_bad), batches, world, rank, accumulation, run)
+            refuse_bad_loss(processes.gather(int(first_bad)), batches, accumulation, run)
         if logging:
             elapsed = time.monotonic() - logged_at
             log.write(
                 "step",
                 step=step,
-                loss=float(loss_sum) / (step - logged_step),
+                loss=sum(processes.gather(float(loss_sum))) / world / (step - logged_step),
                 learning_rate=rate,
                 seconds_per_step=elapsed / (step - logged_step),
             )
@@ -194,7 +235,7 @@ def train(
         if saving:
             save(step, scored)
             saved_step = step
-        if (validating or "sample" in acts) and not stopping:
+        if (validating or sampling_asked) and not stopping:
             draw(step)
         if logging:
             logged_at = time.monotonic()  # sampling and saving are not the step's time
@@ -307,21 +348,18 @@ def due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def agreed(stop: bool, accelerator: accelerate.Accelerator) -> bool:
-    """Whether any process was asked to stop; all give the same answer."""
-    if accelerator.num_processes == 1:
-        return stop
-    flag = torch.tensor(int(stop), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+def refuse_bad_loss(first_bad: Sequence[int], batches: Batches, accumulation: int, run: RunFolder) -> None:
+    """End the run at a loss that is not finite, naming the batch and what is left.
 
-
-def refuse_bad_loss(first_bad: int, batches: Batches, world: int, rank: int, accumulation: int, run: RunFolder) -> None:
-    """End the run at a loss that is not finite, naming the batch and what is left."""
-    if first_bad < 0:
+    first_bad: for each process the number of its first such micro-batch, or -1.
+    """
+    bad = [(number, rank) for rank, number in enumerate(first_bad) if number >= 0]
+    if not bad:
         return
-    clips = ", ".join(sample.describe() for sample in batches[first_bad * world + rank])
+    number, rank = min(bad)
+    clips = ", ".join(sample.describe() for sample in batches[number * len(first_bad) + rank])
     raise Mendable(
-        f"the loss stopped being a number at step {first_bad // accumulation + 1}, on {clips}; {last_good(run)}. Lower "
+        f"the loss stopped being a number at step {number // accumulation + 1}, on {clips}; {last_good(run)}. Lower "
         "optimizer.learning_rate, set mixed_precision to bf16 or no, or remove the clip"
     )
 
@@ -345,8 +383,8 @@ def set_mode(model: VideoModel, *, training: bool) -> None:
         module.train(training)
 
 
-def trainable_sentence(model: VideoModel, parameters: Sequence[torch.nn.Parameter]) -> str:
-    trained = sum(p.numel() for p in parameters)
+def trainable_sentence(model: VideoModel) -> str:
+    trained = sum(p.numel() for p in model.trained_parameters())
     total = sum(p.numel() for module in model.denoiser.values() for p in module.parameters())
     if not trained:
         raise Mendable("no weight would be trained; check method and trainable modules")
@@ -362,17 +400,15 @@ def validation_loss(
     encoded: Encoded,
     held: Sequence[Sample],
     config: TrainConfig,
-    accelerator: accelerate.Accelerator,
+    device: torch.device,
 ) -> float:
     """The mean loss over fixed samples, noise and timesteps: comparable from step to step and between runs."""
     set_mode(model, training=False)
-    total = torch.zeros((), device=accelerator.device)
-    with unwrapped(model, accelerator):
-        for index in range(config.validation.loss_draws):
-            batch = encoded.batch([held[index % len(held)]])
-            batch = on_device(batch, accelerator.device)
-            example = model.example(batch, Draws.seeded(config.validation.seed, "validation", index))
-            total += loss_of(model.predict(example), example)
+    total = torch.zeros((), device=device)
+    for index in range(config.validation.loss_draws):
+        batch = on_device(encoded.batch([held[index % len(held)]]), device)
+        example = model.example(batch, Draws.seeded(config.validation.seed, "validation", index))
+        total += loss_of(model.predict(example), example)
     set_mode(model, training=True)
     return float(total) / config.validation.loss_draws
 
@@ -385,16 +421,18 @@ def draw_samples(
     step: int,
     stop: StopSwitch,
     measures: Measures,
+    images: Sequence[np.ndarray | None],
     start: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """One clip per validation prompt, through the function that a comparison uses. start: an encoded clip to begin
-    from, instead of noise."""
-    prompts = config.validation.prompts
+    """Each validation prompt with each seed, through the function that a comparison uses. images: for each prompt what
+    it begins from, or None. start: an encoded clip to begin from, instead of noise."""
+    asked = zip(config.validation.prompts, images, strict=True)
+    wanted = [(prompt, image, seed) for prompt, image in asked for seed in config.validation.seeds]
     set_mode(model, training=False)
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, image, seed) in enumerate(wanted):
         if stop.on:
             break
-        log.write("phase", phase="sampling", done=index, total=len(prompts))
+        log.write("phase", phase="sampling", done=index, total=len(wanted))
         began = time.monotonic()
         request = SampleRequest(
             prompt=prompt,
@@ -405,24 +443,25 @@ def draw_samples(
             num_inference_steps=config.validation.num_inference_steps,
             guidance_scale=config.validation.guidance_scale,
             start=start,
+            image=image,
         )
         file = run.sample_dir(step) / f"{index:03d}.mp4"
         take = f"step-{step:06d}" if step > config.start_step else "base"
-        frames = sample_clip(model, request, config.validation.seed)
-        write_clip(file, frames, config.validation.fps, request, config.validation.seed, take, 1.0)
+        frames = sample_clip(model, request, seed)
+        write_clip(file, frames, config.validation.fps, request, seed, take, 1.0)
         log.write(
             "sample",
             step=step,
             path=file.relative_to(run.path).as_posix(),
             prompt=prompt,
-            seed=config.validation.seed,
+            seed=seed,
             take=take,
             strength=1.0,
+            row=index,
             seconds=time.monotonic() - began,
         )
         base = run.sample_dir(config.start_step) / file.name
-        asked = {"step": step, "take": take, "prompt": prompt, "seed": config.validation.seed}
-        measures.write(file, base, run.training_motion, **asked)
+        measures.write(file, base, run.training_motion, step=step, take=take, prompt=prompt, seed=seed, row=index)
     log.write("phase", phase="training", done=step, total=config.max_train_steps)
     set_mode(model, training=True)
 
@@ -442,5 +481,6 @@ def sampled_at(step: int, config: TrainConfig) -> bool:
     return every is not None and (step == config.max_train_steps or due(step, every))
 
 
-def lacks_samples(run: RunFolder, step: int, prompts: Sequence[str]) -> bool:
-    return any(not (run.sample_dir(step) / f"{index:03d}.mp4").exists() for index in range(len(prompts)))
+def lacks_samples(run: RunFolder, step: int, validation: ValidationConfig) -> bool:
+    count = len(validation.prompts) * validation.samples_per_prompt
+    return any(not (run.sample_dir(step) / f"{index:03d}.mp4").exists() for index in range(count))

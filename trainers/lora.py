@@ -139,6 +139,16 @@ def fill(model: torch.nn.Module, adapter: Mapping[str, Lora], name: str = "defau
                 layer.lora_B[name].weight.copy_(up)
 
 
+def taken(model: torch.nn.Module, name: str = "default") -> dict[str, Lora]:
+    """The weights of one adapter by module path, on the CPU."""
+    found = {}
+    for path, layer in layers(model):
+        if name in layer.lora_A:
+            down, up = layer.lora_A[name].weight.detach().cpu(), layer.lora_B[name].weight.detach().cpu()
+            found[path] = Lora(down, up, float(layer.lora_alpha[name]))
+    return found
+
+
 def activate(model: torch.nn.Module, strengths: Mapping[str, float]) -> None:
     """Use the named adapters together, each at its strength on top of its own alpha / rank. Nothing is trainable."""
     for _, layer in layers(model):

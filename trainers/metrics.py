@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from trainers.data.video import VideoError, probe, read_frames, read_metadata
+from trainers.errors import why
 from trainers.events import EventLog
 
 #: Training clips that a run's new motion is measured against; they are spread over the data set.
@@ -239,7 +240,7 @@ class Measures:
                 np.savez(writing, texts=np.array([text for text, _ in found], dtype=np.str_), manners=manners)
             beside.replace(file)
         except _CAN_FAIL as error:
-            self._tell(f"the motion of the training clips could not be measured: {error}")
+            self._tell(f"the motion of the training clips could not be measured: {why(error)}")
 
     def write(self, file: Path, base: Path | None, training: Path | None, **event: Any) -> None:
         """Measure one clip against the base's, where there is one that was asked for alike, and against what
@@ -249,7 +250,7 @@ class Measures:
             before = take if base == file else self._base(base, file)
             found = measured(take, before, _kept(training, event["prompt"]))
         except _CAN_FAIL as error:
-            self._tell(f"{file.parent.name}/{file.name} could not be measured: {error}")
+            self._tell(f"{file.parent.name}/{file.name} could not be measured: {why(error)}")
             return
         if base == file:
             self._bases[file] = take
@@ -283,9 +284,10 @@ def _all_frames(file: Path) -> np.ndarray:
 
 
 def _asked_alike(one: Path, other: Path) -> bool:
-    """Whether two clips say that they were drawn with the same prompt, seed, size and settings."""
+    """Whether two clips say that they were drawn with the same prompt, image, seed, size and settings."""
     mine, yours = read_metadata(one), read_metadata(other)
-    return all(mine[key] == yours[key] for key in (mine.keys() & yours.keys()) - {"take", "strength"})
+    facts = (mine.keys() & yours.keys()) - {"take", "strength"}
+    return mine.get("image") == yours.get("image") and all(mine[key] == yours[key] for key in facts)
 
 
 def _kept(training: Path | None, prompt: str) -> np.ndarray:

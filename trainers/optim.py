@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
 
 from trainers.config import OptimizerConfig
+from trainers.memory import OffloadedOptimizer
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters; on CUDA the fused or the 8-bit one."""
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter], offload: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters. offload: its states lie in main memory, and it steps there."""
     trained = list(parameters)
-    settings = {
+    if offload:
+        return OffloadedOptimizer(trained, partial(_optimizer, config, fused=True))
+    return _optimizer(config, trained, fused=trained[0].is_cuda)
+
+
+def _optimizer(config: OptimizerConfig, trained: list[torch.nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+    """fused: PyTorch's own in one pass over the weights, where it has one."""
+    settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.beta1, config.beta2),
         "weight_decay": config.weight_decay,
         "eps": config.epsilon,
     }
-    if config.name == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit
+    made: torch.optim.Optimizer
+    match config.name:
+        case "adamw8bit":
+            from bitsandbytes.optim import AdamW8bit
 
-        optimizer: torch.optim.Optimizer = AdamW8bit(trained, **settings)
-        return optimizer
-    return torch.optim.AdamW(trained, fused=trained[0].is_cuda, **settings)  # type: ignore[arg-type]
+            made = AdamW8bit(trained, **settings)
+        case "adam8bit":
+            from bitsandbytes.optim import Adam8bit
+
+            made = Adam8bit(trained, **settings)
+        case "prodigy":
+            from prodigyopt import Prodigy
+
+            made = Prodigy(
+                trained,
+                beta3=config.prodigy_beta3,
+                decouple=config.prodigy_decouple,
+                use_bias_correction=config.prodigy_use_bias_correction,
+                safeguard_warmup=config.prodigy_safeguard_warmup,
+                **settings,
+            )
+        case "adam":
+            made = torch.optim.Adam(trained, fused=fused, **settings)
+        case "adamw":
+            made = torch.optim.AdamW(trained, fused=fused, **settings)
+    return made
 
 
 def make_schedule(

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.config import SampleConfig
+from trainers.data.images import images_for
 from trainers.data.video import probe, read_frames, write_gif, write_grid, write_video
 from trainers.events import EventLog
-from trainers.families import FAMILIES, changed, get_family, parse_sample_config, read_file
-from trainers.families.base import ModelFamily, SampleRequest, VideoModel
+from trainers.families import FAMILIES, changed, file_findings, get_family, parse_sample_config, read_file
+from trainers.families.base import SampleRequest, VideoModel
 from trainers.metrics import Measures
 from trainers.runs import Checkpoint, RunFolder
 from trainers.settings import describe, to_yaml
@@ -89,8 +90,8 @@ class Cell:
     key: str
 
 
-#: Settings that change which clips are asked for, not how one looks; the prompts are in each request.
-_NOT_IN_KEY = {"checkpoints", "strengths", "include_base", "prompts", "negative_prompt", "seeds", "cache_dir"}
+#: Settings that change which clips are asked for, not how one looks; prompts and images are in each request.
+_NOT_IN_KEY = {"checkpoints", "strengths", "include_base", "prompts", "images", "negative_prompt", "seeds", "cache_dir"}
 
 
 def columns(config: SampleConfig) -> list[Column]:
@@ -106,10 +107,12 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
     settings = config.model_dump(exclude=_NOT_IN_KEY)
     models = {name: path_fingerprint(value) for name, value in settings.items() if isinstance(value, str)}
     takes = columns(config)
+    begun = zip(config.prompts, images_for(config.images, config.prompts), strict=True)
+    rows = [(prompt, image, seed) for prompt, image in begun for seed in config.seeds]
     first = next((take_identity(t.checkpoint) for t in takes if t.checkpoint), "")
     for column, take in enumerate(takes):
         weights = take_identity(take.checkpoint) if take.checkpoint else "base"
-        for row, (prompt, seed) in enumerate((p, s) for p in config.prompts for s in config.seeds):
+        for row, (prompt, image, seed) in enumerate(rows):
             request = SampleRequest(
                 prompt=prompt,
                 negative_prompt=config.negative_prompt,
@@ -118,6 +121,7 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
                 num_frames=config.num_frames,
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
+                image=image,
             )
             # What a checkpoint says of its base decides how the base column is built, hence `first`.
             key = cache_key(settings=settings, models=models, first=first, take=weights, strength=take.strength,
@@ -210,9 +214,9 @@ def write_grids(run: RunFolder, cells: Sequence[Cell], fps: float) -> None:
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
-def problems(config: SampleConfig, family: ModelFamily) -> list[str]:
+def problems(config: SampleConfig) -> list[str]:
     """Why a comparison would not start, from the files that it names."""
-    found = [finding.text for finding in family.findings(config) if finding.level == "error"]
+    found = [finding.text for finding in file_findings(config) if finding.level == "error"]
     for checkpoint in config.checkpoints:
         if not Path(checkpoint).expanduser().exists():
             found.append(f"checkpoint {checkpoint} does not exist")
@@ -246,7 +250,7 @@ def start(args: argparse.Namespace) -> int:
     """Begin a comparison; gives the exit code."""
     found = read_file(args.config, "sample")
     config = parse_sample_config(changed(found, args.set))
-    for problem in problems(config, get_family(config.family)):
+    for problem in problems(config):
         raise Mendable(problem)
     run = run_folder(args.config, args.run_dir, found)
     if run.exists:

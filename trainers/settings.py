@@ -126,6 +126,8 @@ def parse_yaml(text: str, source: str = "the text") -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if "double-quoted" in (getattr(error, "context", None) or "") and "escape" in problem:
+            problem += "; put a Windows path in single quotes, or write it with forward slashes"
         raise ConfigError([("", f"{source} is not valid YAML{line}: {problem}")]) from error
     if not isinstance(data, dict):
         raise ConfigError([("", f"{source} does not hold settings: expected lines such as 'max_train_steps: 1000'")])

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from trainers.errors import named
 from trainers.events import EventLog, Listener
 from trainers.foreign import Foreign
 from trainers.runs import RunFolder
@@ -139,7 +140,7 @@ def answer(act: Callable[[], int]) -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIG
     except OSError as error:  # a folder that cannot be made or written, say
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{named(error)}\n")
     except Exception as error:
         if not mendable(error):
             raise
@@ -238,7 +239,7 @@ def sentence(error: BaseException) -> str:
         return "no space is left on the disk to write encoded clips or weights; make room and resume"
     if mendable(error):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return named(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _disk_full(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from trainers.data.facts import Report
 from trainers.data.formats import open_dataset
 from trainers.data.ledger import ledger, ledger_messages, nothing_to_train, size_hints
 from trainers.events import EventLog, Listener, read
-from trainers.families import FAMILIES, changed, get_family, load_config, parse_config, read_file
+from trainers.families import FAMILIES, changed, file_findings, get_family, load_config, parse_config, read_file
 from trainers.families.base import Finding
 from trainers.runs import RunFolder
 from trainers.settings import ConfigError, describe, fields, to_yaml, value_at
@@ -157,12 +157,16 @@ def is_finished(run: RunFolder) -> bool:
 def findings(config: TrainConfig, report: Report | None = None) -> list[Finding]:
     """Everything that can be said of a config without loading a model. report: told of videos that are measured."""
     family = get_family(config.family)
-    found = list(family.findings(config))
+    found = file_findings(config)
     package = missing_package(config.optimizer)
     if package:
         found.append(
             Finding("error", f"optimizer {config.optimizer.name} needs the package {package}: pip install {package}")
         )
+    if config.optimizer.name == "prodigy" and config.optimizer.learning_rate <= 0.1:
+        rate = config.optimizer.learning_rate
+        text = f"prodigy multiplies the step that it finds by learning_rate, which is {rate:g}; 1 is usual"
+        found.append(Finding("warning", text, "optimizer.learning_rate"))
     try:
         dataset = open_dataset(config.dataset, report=report)
         rows = ledger(dataset, config, family)

@@ -281,8 +281,16 @@ function build() {
   rows.forEach((row, r) => {
     const head = make("div", "row-head");
     const text = make("div", "row-text");
-    text.append(make("b", "", row.prompt));
-    if (row.seed !== undefined && row.seed !== null) text.append(make("span", "", `seed ${row.seed}`));
+    if (row.look) {
+      const image = make("img", "look");
+      image.src = row.look;
+      image.alt = "The image that these clips begin from";
+      text.append(image);
+    }
+    const words = make("div", "words");
+    words.append(make("b", "", row.prompt));
+    if (row.seed !== undefined && row.seed !== null) words.append(make("span", "", `seed ${row.seed}`));
+    text.append(words);
     head.append(text);
     placed.push(head);
     columns.forEach((column, c) => {

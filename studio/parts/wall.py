@@ -39,8 +39,9 @@ def wall_value(
 
     name: whose clips these are; another name starts at the first frame, the same one goes on playing what stays.
     columns: label, and optionally sub (the second line), mark (a badge) and key (its identity, where columns can come
-    between others). rows: prompt, and optionally seed. cells: one sequence a row, one cell a column. All clips have
-    `fps` frames per second and `num_frames` frames. pending: what a cell says that has no clip yet.
+    between others). rows: prompt, and optionally seed and look (a picture that its clips begin from, as data:). cells:
+    one sequence a row, one cell a column. All clips have `fps` frames per second and `num_frames` frames. pending: what
+    a cell says that has no clip yet.
     """
     return {
         "name": name,

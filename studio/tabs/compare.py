@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio import progress
+from studio.comparisons import comparison_value, comparisons, moved_value
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
 from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.measures import measure_list, measures_value
+from studio.parts.pictures import PictureRoom, offered_clips, picture_room, pictures_value
 from studio.parts.runs import Entry, Runs, find
-from studio.parts.wall import empty_wall, wall, wall_value
-from studio.progress import Event
-from studio.workspace import TakeInfo, Workspace, WorkspaceError
+from studio.parts.wall import empty_wall, wall
+from studio.workspace import PROJECT, TakeInfo, Workspace, WorkspaceError
 from trainers.config import SampleConfig, TrainConfig
-from trainers.families import FAMILIES, get_family, load_config, load_sample_config
-from trainers.runs import RunFolder
+from trainers.data.clips import DatasetError
+from trainers.data.video import VideoError
+from trainers.families import FAMILIES, file_findings, get_family, load_config
 from trainers.settings import ConfigError, fields, hints, validate
 
 SECONDS_BETWEEN_LOOKS = 1.5
@@ -33,146 +35,24 @@ WHAT_MOVEMENT_IS = "Movement is how far a pixel moves from frame to frame, in pe
 TAKES_AT_FIRST = 4
 #: Where the browser's draft keeps this form; the other keys are Configure's.
 DRAFT = "compare"
-#: Settings that make more clips, or fewer.
-COUNTED = ("include_base", "strengths", "prompts", "seeds")
+#: Settings that make more clips, or fewer, or that say whether they begin from images.
+COUNTED = ("include_base", "strengths", "prompts", "seeds", "base_model")
 _NUMBER = re.compile(r"-\d{4,}$")  # of a run's id; the comparison's id gets its own
 Choice = tuple[str, str]  # (what is shown, a path)
-
-
-# --- the wall ---------------------------------------------------------------------------------------------------------
-
-
-def comparison_value(workspace: Workspace, entry: Entry, events: Sequence[Event]) -> dict[str, Any]:
-    """The wall of a comparison: base and takes as columns, prompts and seeds as rows, clips as far as there are."""
-    folder = entry.info.folder
-    try:
-        config = load_sample_config(folder.config)
-    except ConfigError as error:
-        return empty_wall(f"The comparison's config cannot be read: {error}")
-    columns = take_columns(workspace, config)
-    rows = wall_rows(config)
-    cells: list[list[dict[str, Any] | None]] = [[None] * len(columns) for _ in rows]
-    for event in events:
-        place = _place(event, columns, rows) if event["type"] == "sample" else None
-        if place is not None:
-            row, column = place
-            cells[row][column] = _cell(workspace, folder, event)
-    shown = [{key: value for key, value in column.items() if key not in ("take", "strength")} for column in columns]
-    return wall_value(
-        entry.id, shown, rows, cells, fps=config.fps, num_frames=config.num_frames, height=config.height,
-        width=config.width, pending="waiting" if entry.running or entry.queued else "not sampled",
-    )  # fmt: skip
-
-
-def moved_value(workspace: Workspace, entry: Entry, events: Sequence[Event]) -> dict[str, Any]:
-    """How much each take of a comparison has moved, over all its clips so far: base first, then by step."""
-    try:
-        config = load_sample_config(entry.info.folder.config)
-    except ConfigError:
-        return measures_value([])
-    columns, rows = take_columns(workspace, config), wall_rows(config)
-    found: dict[int, dict[int, Event]] = {}  # column -> row -> the last that was measured
-    for event in events:
-        place = _place(event, columns, rows) if event["type"] == "measure" else None
-        if place is not None:
-            found.setdefault(place[1], {})[place[0]] = event
-    takes = []
-    for column in sorted(found, key=lambda c: (columns[c]["take"] != "base", next(iter(found[c].values()))["step"], c)):
-        measures = found[column].values()
-        moves = progress.mean_motion(measures)
-        bars = [
-            {"name": name, "colour": progress.MEASURE_COLOURS[name], "value": mean, "text": share(mean)}
-            for name, mean in progress.measure_means(measures).items()
-        ]
-        look = {key: columns[column].get(key, "") for key in ("label", "sub", "mark")}
-        takes.append({**look, "moves": "" if moves is None else f"{100 * moves:.2g} %", "bars": bars})
-    return measures_value(takes)
-
-
-def share(value: float | None) -> str:
-    """``0.83``; nothing where it is not known."""
-    return "" if value is None else f"{value:.2f}"
-
-
-def wall_rows(config: SampleConfig) -> list[dict[str, Any]]:
-    """The rows in the order in which the trainer samples them."""
-    return [{"prompt": prompt, "seed": seed} for prompt in config.prompts for seed in config.seeds]
-
-
-def take_columns(workspace: Workspace, config: SampleConfig) -> list[dict[str, Any]]:
-    """The columns in the order in which the trainer samples them: base first, then each take at each strength."""
-    columns: list[dict[str, Any]] = []
-    if config.include_base:
-        columns.append({"label": "base", "sub": "no take", "key": "base", "take": "base", "strength": None})
-    for path in config.checkpoints:
-        for strength in config.strengths:
-            label, mark = take_name(workspace, Path(path))
-            columns.append(
-                {
-                    "label": label,
-                    "sub": f"strength {strength:g}",
-                    "mark": mark,
-                    "key": f"{path} {strength}",
-                    "take": str(Path(path).expanduser()),
-                    "strength": strength,
-                }
-            )
-    return columns
-
-
-def take_name(workspace: Workspace, path: Path) -> tuple[str, str]:
-    """(name, mark) of a checkpoint of a run here, as ("orbit-lora-0007 300", "best"), or of an adapter file."""
-    run = RunFolder(path.parent.parent)
-    if path.parent.name != "checkpoints" or run.path.parent != workspace.root / "runs":
-        return path.stem, ""
-    step = next((c.step for c in run.checkpoints() if c.path.name == path.name), None)
-    if step is None:
-        return f"{run.id} {path.name}", "deleted"
-    best = run.best()
-    return f"{run.id} {step}", "best" if best is not None and best.step == step else ""
-
-
-def _place(
-    event: Event, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
-) -> tuple[int, int] | None:
-    """(row, column) of the clip that an event is about. An event that does not say is found by what it shows."""
-    row, column = event.get("row"), event.get("column")
-    if not isinstance(row, int):
-        asked = {"prompt": event["prompt"], "seed": event["seed"]}
-        row = next((index for index, known in enumerate(rows) if known == asked), -1)
-    if not isinstance(column, int):
-        column = next((index for index, known in enumerate(columns) if _is_take(event, known)), -1)
-    return (row, column) if 0 <= row < len(rows) and 0 <= column < len(columns) else None
-
-
-def _is_take(event: Event, column: Mapping[str, Any]) -> bool:
-    return bool(event["take"] == column["take"]) and column["strength"] in (None, event["strength"])
-
-
-def _cell(workspace: Workspace, folder: RunFolder, event: Event) -> dict[str, Any]:
-    try:
-        return {"video": workspace.media(folder.path / event["path"])}
-    except WorkspaceError as error:
-        return {"error": str(error)}
-
-
-def comparisons(entries: Sequence[Entry]) -> list[Entry]:
-    """The comparisons, newest first."""
-    found = [entry for entry in entries if entry.info.kind == "sample"]
-    return sorted(found, key=lambda entry: (entry.info.created, entry.id), reverse=True)
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------
 
 
 def make_forms(workspace: Workspace) -> dict[str, Form[SampleConfig]]:
-    """A form for the comparisons of each family. The takes are chosen beside it, across runs."""
+    """A form for the comparisons of each family. The takes are chosen beside it, across runs, and images below its
+    prompts."""
     forms = {}
     for name, family in FAMILIES.items():
         drawn = {path for path, _ in fields(family.sample_config)}
         forms[name] = Form(
             family.sample_config,
-            fixed={"family": name, "checkpoints": [], "cache_dir": str(workspace.cache)},
+            fixed={"family": name, "checkpoints": [], "images": [], "cache_dir": str(workspace.cache)},
             lead=["prompts", "seeds", "base_model"],
             picks={path: [] for path in ("base_model", "motion_adapter") if path in drawn},
         )
@@ -210,17 +90,17 @@ def settings_of(run: TrainConfig, sample_config: type[SampleConfig]) -> dict[str
     given: dict[str, Any] = {
         "prompts": validation.prompts,
         "negative_prompt": validation.negative_prompt,
-        "seeds": [validation.seed],
-        "num_frames": dataset.num_frames,
-        "height": dataset.height,
-        "width": dataset.width,
+        "seeds": validation.seeds,
+        "num_frames": validation.num_frames or dataset.num_frames,
+        "height": validation.height or dataset.height,
+        "width": validation.width or dataset.width,
         "num_inference_steps": validation.num_inference_steps,
         "guidance_scale": validation.guidance_scale,
         "fps": validation.fps,
         "mixed_precision": run.mixed_precision,
-        "attention": run.memory.attention,
-        "encode_frames": run.memory.encode_frames,
     }
+    memory = run.memory.model_dump()
+    given |= {name: value for name, value in memory.items() if name in sample_config.model_fields}
     top = set(type(run).model_fields)
     for path, info in fields(sample_config):  # models; the rest is "as the checkpoint was trained" when left empty
         if path in top and path != "family" and hints(info).get("basic"):
@@ -228,16 +108,42 @@ def settings_of(run: TrainConfig, sample_config: type[SampleConfig]) -> dict[str
     return given
 
 
+def images_to_begin_with(workspace: Workspace, left: Mapping[str, Any], run: TrainConfig | None) -> list[str]:
+    """The images that a browser kept, else the run's. A browser can name anything: what is neither the run's nor kept
+    in the workspace is left out."""
+    own = list(run.validation.images) if run else []
+    kept = left.get("images")
+    if not isinstance(kept, list):
+        return own
+    return [file for file in kept if isinstance(file, str) and (file in own or workspace.has_image(file))]
+
+
+def begins_from_image(form: Form[SampleConfig], values: Sequence[Any]) -> bool:
+    """Whether the base model that the form names begins from an image, or may: that need not be known yet."""
+    base = form.data(values)[0].get("base_model")
+    try:
+        # The rest of the form may still have to be mended.
+        least = {"family": form.fixed["family"], "base_model": base, "prompts": ["any"]}
+        config = validate(form.config_class, least)
+    except ConfigError:
+        return False
+    family = get_family(config.family)
+    takes = family.takes_image(config)
+    if takes is None:
+        return not any(found.level == "error" and found.where == "base_model" for found in family.findings(config))
+    return takes
+
+
 def kept_form(draft: Any) -> dict[str, Any]:
-    """The form as this browser left it: {"run": for which, "family", "takes", "values": by field}; or {}."""
+    """The form as this browser left it: {"run": for which, "family", "takes", "images", "values": by field}; or {}."""
     kept = draft.get(DRAFT) if isinstance(draft, dict) else None
     return kept if isinstance(kept, dict) else {}
 
 
-def left_off(draft: Any, run: str | None, family: str) -> dict[str, Any]:
-    """The kept form, if it was for that run; else {}."""
+def left_off(draft: Any, run: str | None) -> dict[str, Any]:
+    """The kept form, if it was for that run and its family is known; else {}."""
     kept = kept_form(draft)
-    return kept if kept.get("run") == run and kept.get("family") == family else {}
+    return kept if kept.get("run") == run and kept.get("family") in FAMILIES else {}
 
 
 def run_to_begin_with(entries: Sequence[Entry], chosen: str | None) -> Entry | None:
@@ -250,8 +156,11 @@ def run_to_begin_with(entries: Sequence[Entry], chosen: str | None) -> Entry | N
     return next((entry for entry in newest if entry.info.folder.checkpoints()), newest[0] if newest else None)
 
 
-def count_line(form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any]) -> tuple[str, str, bool]:
-    """(the button, the sum beside it, whether it can be pressed) for what the form says now."""
+def count_line(
+    form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any], amiss: str = ""
+) -> tuple[str, str, bool]:
+    """(the button, the sum beside it, whether it can be pressed) for what the form says now. amiss: what is wrong with
+    the images."""
     data, _ = form.data(values)
     columns = bool(data.get("include_base")) + len(takes) * len(data.get("strengths") or [])
     prompts, seeds = len(data.get("prompts") or []), len(data.get("seeds") or [])
@@ -259,6 +168,8 @@ def count_line(form: Form[SampleConfig], takes: Sequence[str], values: Sequence[
         return "Compare: choose a take", "Choose takes, or include the base.", False
     if not prompts or not seeds:
         return f"Compare: write a {'seed' if prompts else 'prompt'}", "Each prompt is sampled with each seed.", False
+    if amiss:
+        return "Compare: see the images", "", False
     clips = columns * prompts * seeds
     words = f"{_of(columns, 'take')} x {_of(prompts, 'prompt')} x {_of(seeds, 'seed')} = {_of(clips, 'clip')}"
     return f"Compare {_of(columns, 'take')}", f"{words}. Clips that were sampled before cost nothing.", True
@@ -269,22 +180,33 @@ def _of(count: int, word: str) -> str:
 
 
 def checked_config(
-    form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any]
+    form: Form[SampleConfig], takes: Sequence[str], values: Sequence[Any], images: Sequence[str] = ()
 ) -> tuple[SampleConfig | None, list[tuple[str, str]]]:
-    """(the comparison's config, []), or (None, every problem with its field). Files that it names are looked for."""
+    """(the comparison's config, []), or (None, every problem with its field). Files that it names are looked for.
+
+    images: are left out where the base begins from none, for then they are not in sight."""
     data, found = form.data(values)
     unread = {path for path, _ in found}
+    shown = list(images) if images and begins_from_image(form, values) else []
     try:
-        config = validate(form.config_class, {**data, "checkpoints": list(takes)})
+        config = validate(form.config_class, {**data, "checkpoints": list(takes), "images": shown})
     except ConfigError as error:
         return None, found + [(path, text) for path, text in error.problems if path not in unread]
     if found:
         return None, found
     missing = [take for take in config.checkpoints if not Path(take).expanduser().exists()]
     found += [("checkpoints", f"{take} does not exist; choose another take") for take in missing]
-    family = get_family(config.family)
-    found += [(f.where, f.text.removeprefix(f"{f.where} ")) for f in family.findings(config) if f.level == "error"]
+    named = [finding for finding in file_findings(config, PROJECT) if finding.level == "error"]
+    found += [(f.where, f.text.removeprefix(f"{f.where} ")) for f in named]
     return (None, found) if found else (config, [])
+
+
+def amiss_with_images(problems: Sequence[tuple[str, str]], images: Sequence[str]) -> str:
+    """What is wrong with the images, in a sentence; empty where nothing is."""
+    text = next((text for where, text in problems if where == "images"), "")
+    if text and not images:
+        return "This base model begins from an image: add one for each prompt, or a single one for all."
+    return f"Images {text}" if text else ""
 
 
 def queue_comparison(workspace: Workspace, queue: JobQueue, config: SampleConfig) -> str:
@@ -380,10 +302,17 @@ def build(page: Page) -> None:
     runs = Runs(workspace, queue)
     forms = make_forms(workspace)
     families = list(forms)
-    shown, seen, filled_for = gr.State(None), gr.State({}), gr.State(None)
+    shown, seen, filled_for, pictures = gr.State(None), gr.State({}), gr.State(None), gr.State([])
     marks = gr.State({name: form.marks(form.starting_values()) for name, form in forms.items()})
     parts: dict[str, Any] = {}
     groups: dict[str, Any] = {}
+    rooms: dict[str, PictureRoom] = {}
+
+    def room_of(name: str) -> Callable[[], None]:
+        def draw() -> None:
+            rooms[name] = picture_room(f"compare-{name}")
+
+        return draw
 
     with awaited() as room:
         with gr.Row(elem_classes=["card", "actions"]):
@@ -416,7 +345,8 @@ def build(page: Page) -> None:
             )
             for name, form in forms.items():
                 with gr.Column(visible=name == families[0]) as groups[name]:
-                    form.build(prefix=f"compare-{name}")
+                    images = {"prompts": room_of(name)} if FAMILIES[name].has_image_models else {}
+                    form.build(prefix=f"compare-{name}", after=images)
             problem = head("compare-problem")
             with gr.Row(elem_classes="actions"):
                 go = gr.Button("Compare", variant="primary", interactive=False, size="md", elem_id="compare-go")
@@ -434,30 +364,34 @@ def build(page: Page) -> None:
     controls = [component for form in forms.values() for component in form.components]
     drawn = [component for form in forms.values() for component in form.outputs]
     outputs = [shown, seen, *(parts[name] for name in SHOWN)]
-    filled = [filled_for, folded, family, takes, *controls]
+    offers = [room.clips for room in rooms.values()]
+    filled = [filled_for, folded, family, *groups.values(), takes, pictures, *offers, *controls]
 
     def values_of(name: str, flat: Sequence[Any]) -> list[Any]:
         """A family's own values among those of all forms."""
         start = sum(len(forms[before].components) for before in families[: families.index(name)])
         return list(flat[start : start + len(forms[name].components)])
 
-    def fill(chosen: str | None, before: Any, opening: bool, taken: list[str] | None, draft: Any) -> list[Any]:
+    def fill(
+        chosen: str | None, before: Any, opening: bool, taken: list[str] | None, dataset: str | None, draft: Any
+    ) -> list[Any]:
         """Updates of `filled`: the form for a run. What was written for the same run stays; new takes join it."""
+        clips = [offered_clips(workspace, dataset) for _ in offers]
         entries = runs.entries()
         entry = run_to_begin_with(entries, chosen)
         config = read_run(entry)
-        own = takes_to_begin_with(workspace.takes(), entry.id if entry else None)
-        mark = [entry.id if entry else None, own]
-        name = config.family if config else families[0]
+        run = entry.id if entry else None
+        own = takes_to_begin_with(workspace.takes(), run)
+        mark, left = [run, own], left_off(draft, run)
+        name = left.get("family") or (config.family if config else families[0])
         models = model_choices(workspace)
         choices = take_choices(workspace, name)
-        if before is not None and before[0] == mark[0]:
+        if before is not None and before[0] == run:
             untouched = before[1] == (taken or [])
             offered = gr.update(choices=choices, value=own) if untouched else gr.update(choices=choices)
             unfold = gr.update(open=opening) if before != mark else gr.skip()
             kept = [update for form in forms.values() for update in form.refill(None, models)]
-            return [mark, unfold, gr.skip(), offered, *kept]
-        left = left_off(draft, entry.id if entry else None, name)
+            return [mark, unfold, gr.skip(), *[gr.skip()] * len(groups), offered, gr.skip(), *clips, *kept]
         updates: list[Any] = []
         for known_as, form in forms.items():
             given = settings_of(config, form.config_class) if config and config.family == known_as else {}
@@ -467,36 +401,38 @@ def build(page: Page) -> None:
             if known_as == name:
                 values |= {path: value for path, value in left.get("values", {}).items() if path in values}
             updates += form.refill(list(values.values()), models)
-        offered = gr.update(choices=choices, value=left.get("takes") or own)
-        return [mark, gr.update(open=opening), name, offered, *updates]
+        offered = gr.update(choices=choices, value=own if left.get("takes") is None else left["takes"])
+        images = images_to_begin_with(workspace, left, config)
+        in_sight = [gr.update(visible=known == name) for known in groups]
+        return [mark, gr.update(open=opening), name, *in_sight, offered, images, *clips, *updates]
 
     def come(
-        chosen: str | None, run: str | None, before: Seen, form_for: Any, taken: list[str] | None, draft: Any
+        chosen: str | None, run: str | None, before: Seen, form_for: Any, taken: list[str] | None, *kept: Any
     ) -> Any:
         """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
         entry = find(runs.entries(), chosen)
         if entry is not None and entry.info.kind == "sample":
             return [*refresh(runs, entry.id, before), *[gr.skip()] * len(filled)]
-        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None, taken, draft)]
+        return [*refresh(runs, run, before), *fill(chosen, form_for, entry is not None, taken, *kept)]
 
-    def begin(wish: Mapping[str, Any], form_for: Any, taken: list[str] | None, draft: Any) -> Any:
+    def begin(wish: Mapping[str, Any], form_for: Any, taken: list[str] | None, *kept: Any) -> Any:
         """Another tab asks to compare the takes of a run: the form stands open for it."""
         entry = find(runs.entries(), wish["run"])
         if entry is None or entry.info.kind == "sample":
             return [gr.skip()] * len(filled)
-        updates = fill(wish["run"], form_for, True, taken, draft)
+        updates = fill(wish["run"], form_for, True, taken, *kept)
         return [updates[0], gr.update(open=True), *updates[2:]]
 
-    def open_page(chosen: str | None, draft: Any) -> Any:
+    def open_page(chosen: str | None, dataset: str | None, draft: Any) -> Any:
         chosen = chosen or kept_form(draft).get("run")
-        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()), None, draft)]
+        return [*refresh(runs, None, {}), *fill(chosen, None, not comparisons(runs.entries()), None, dataset, draft)]
 
-    def keep(draft: Any, form_for: Any, name: str, paths: list[str] | None, *flat: Any) -> Any:
+    def keep(draft: Any, form_for: Any, name: str, paths: list[str] | None, images: list[str], *flat: Any) -> Any:
         """The form as it stands, kept by the browser over a reload."""
         written = dict(zip(forms[name].paths, values_of(name, flat), strict=True))
         run, offered = form_for or (None, [])
         chosen = None if paths == offered else paths  # None: those of the run, however many there will be
-        now = {"run": run, "family": name, "takes": chosen, "values": written}
+        now = {"run": run, "family": name, "takes": chosen, "images": images, "values": written}
         return {**(draft if isinstance(draft, dict) else {}), DRAFT: now}
 
     def look(run: str | None, before: Seen) -> Any:
@@ -515,16 +451,60 @@ def build(page: Page) -> None:
             *(gr.update(visible=known == name) for known in families),
         ]
 
-    def count(name: str, paths: list[str] | None, *flat: Any) -> Any:
-        label, line, possible = count_line(forms[name], paths or [], values_of(name, flat))
-        return gr.update(value=label, interactive=possible), line
+    def count(name: str, paths: list[str] | None, images: list[str], *flat: Any) -> Any:
+        form, values = forms[name], values_of(name, flat)
+        begins = name in rooms and begins_from_image(form, values)
+        amiss = amiss_with_images(checked_config(form, paths or [], values, images)[1], images) if begins else ""
+        label, line, possible = count_line(form, paths or [], values, amiss)
+        row = pictures_value(images, form.data(values)[0].get("prompts") or [], amiss) if begins else gr.skip()
+        shown_rooms = [part for known in rooms for part in (gr.update(visible=known == name and begins), row)]
+        return [gr.update(value=label, interactive=possible), line, *shown_rooms]
+
+    def add_files(request: gr.Request, files: list[str] | None, images: list[str]) -> list[str]:
+        page.access.require_owner(request)
+        added = []
+        for file in map(Path, files or []):
+            try:
+                added.append(str(workspace.add_image(file)))
+            except VideoError as error:
+                gr.Warning(str(error), title="Not added")
+            file.unlink(missing_ok=True)
+        return [*images, *added]
+
+    def add_clip(request: gr.Request, clip: str | None, dataset: str | None, images: list[str]) -> list[Any]:
+        page.access.require_owner(request)
+        if not clip or not dataset:
+            return [images, None]
+        try:
+            found = workspace.dataset(dataset)
+            return [[*images, str(workspace.add_image(found.file(found.clip(clip))))], None]
+        except (WorkspaceError, DatasetError, VideoError) as error:
+            raise gr.Error(str(error), title="Not added") from error
+
+    def remove_image(images: list[str], event: gr.EventData) -> list[str]:
+        return [file for place, file in enumerate(images) if place != event.place]
+
+    def move_image(images: list[str], event: gr.EventData) -> list[str]:
+        place = event.place
+        if not 0 < place < len(images):
+            return images
+        return [*images[: place - 1], images[place], images[place - 1], *images[place + 1 :]]
+
+    def offer(dataset: str | None) -> Any:
+        return {clips: offered_clips(workspace, dataset) for clips in offers}
 
     def submit(
-        request: gr.Request, before: Seen, was: dict[str, Marks], name: str, paths: list[str] | None, *flat: Any
+        request: gr.Request,
+        before: Seen,
+        was: dict[str, Marks],
+        name: str,
+        paths: list[str] | None,
+        images: list[str],
+        *flat: Any,
     ) -> Any:
         page.access.require_owner(request)
         form, values = forms[name], values_of(name, flat)
-        config, found = checked_config(form, paths or [], values)
+        config, found = checked_config(form, paths or [], values, images)
         now = {**was, name: form.marks(values, found)}
         looks = [update for known, other in forms.items() for update in other.updates(was[known], now[known])]
         elsewhere = "\n".join(f"{where}: {text}" if where else text for where, text in found if where not in form.paths)
@@ -550,36 +530,51 @@ def build(page: Page) -> None:
                 start_again(queue, run)
         return refresh(runs, run, before)
 
-    come_in(page.demo, room, open_page, [page.chosen_run, page.draft], [*outputs, *filled], **TELLING)
+    kept = [page.chosen_dataset, page.draft]
+    written = [page.draft, filled_for, family, takes, pictures, *controls]
+    come_in(page.demo, room, open_page, [page.chosen_run, *kept], [*outputs, *filled], **TELLING)
     page.tab_items[COMPARE].select(
-        come, [page.chosen_run, shown, seen, filled_for, takes, page.draft], [*outputs, *filled], **TELLING
+        come, [page.chosen_run, shown, seen, filled_for, takes, *kept], [*outputs, *filled], **TELLING
     )
-    page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes, page.draft], filled, **TELLING)
+    page.begin_comparison.change(begin, [page.begin_comparison, filled_for, takes, *kept], filled, **TELLING)
     gr.on(
         [takes.input, *(control.input for control in controls)],
         keep,
-        [page.draft, filled_for, family, takes, *controls],
+        written,
         page.draft,
         trigger_mode="always_last",
         **QUICK,
     )
+    for place in rooms.values():
+        changes = (
+            place.upload.upload(add_files, [place.upload, pictures], pictures, **TELLING),
+            place.clips.select(
+                add_clip, [place.clips, page.chosen_dataset, pictures], [pictures, place.clips], **TELLING
+            ),
+            place.row.remove(remove_image, pictures, pictures, **TELLING),
+            place.row.earlier(move_image, pictures, pictures, **TELLING),
+        )
+        for change in changes:
+            change.success(keep, written, page.draft, **QUICK)
+    page.chosen_dataset.change(offer, page.chosen_dataset, offers, **QUICK)
     page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
     gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
     parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)
     parts["stop"].click(stop, [shown, seen], outputs, **TELLING)
     parts["again"].click(again, [shown, seen], outputs, **TELLING)
-    family.input(choose_family, family, [takes, *groups.values()], **TELLING)
+    family.input(choose_family, family, [takes, *groups.values()], **TELLING).then(keep, written, page.draft, **QUICK)
     counted = [c for form in forms.values() for p, c in zip(form.paths, form.components, strict=True) if p in COUNTED]
     gr.on(
-        [family.change, takes.change, *(c.change for c in counted)],
+        [family.change, takes.change, pictures.change, *(c.change for c in counted)],
         count,
-        [family, takes, *controls],
-        [go, total],
+        [family, takes, pictures, *controls],
+        [go, total, *(part for place in rooms.values() for part in (place.room, place.row))],
+        trigger_mode="always_last",
         **TELLING,
     )
     go.click(
         submit,
-        [seen, marks, family, takes, *controls],
+        [seen, marks, family, takes, pictures, *controls],
         [page.chosen_run, *outputs, folded, marks, problem, *drawn],
         **TELLING,
     )

@@ -15,12 +15,13 @@ from studio.forms import Choice, Form, Marks, Problem
 from studio.jobs import JobError
 from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
 from studio.parts.answer import answer, notes
-from studio.workspace import PROJECT, Workspace, WorkspaceError
+from studio.workspace import DEMO, PROJECT, Workspace, WorkspaceError
 from trainers.config import TrainConfig
-from trainers.data.clips import DatasetError
+from trainers.data.clips import DatasetError, NotHereYet
 from trainers.data.formats import open_dataset
 from trainers.data.ledger import ledger, named, size_hints
-from trainers.families import FAMILIES, family_of, read_settings
+from trainers.errors import why
+from trainers.families import FAMILIES, family_of, file_findings, read_settings
 from trainers.families.base import ModelFamily
 from trainers.runs import RunFolder
 from trainers.settings import ConfigError, read_yaml, to_yaml, validate
@@ -57,7 +58,9 @@ class Preview:
 
 def form_of(family: ModelFamily, workspace: Workspace) -> Form[TrainConfig]:
     """The form of a family's runs in this workspace."""
-    fixed = {"family": family.name, "dataset.cache_dir": str(workspace.cache)}
+    fixed: dict[str, Any] = {"family": family.name, "dataset.cache_dir": str(workspace.cache)}
+    if not family.has_image_models:
+        fixed["validation.images"] = []
     return Form(family.train_config, fixed=fixed, lead=LEAD, picks=picks(workspace))
 
 
@@ -80,7 +83,7 @@ def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str 
     """What the form shows before anybody has chosen: the demo's run for the demo, else defaults with the first base."""
     names = workspace.datasets()
     name = dataset if dataset in names else (names[0] if names else None)
-    if name == "demo":
+    if name == DEMO:
         values = demo_values(form, workspace)
         if values is not None:
             return values
@@ -107,15 +110,16 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
         problems = [(w, t + way if w == "dataset.path" and t.endswith("must be set") else t) for w, t in problems]
         return Preview(None, problems, [], "")
     remarks: list[tuple[Any, str]] = []
-    for finding in family.findings(config):
+    for finding in file_findings(config, PROJECT):
         if finding.level == "error":
             said = finding.text.removeprefix(f"{finding.where} ")
-            problems.append((finding.where, form.sentence(finding.where, said) if said != finding.text else said))
+            words = form.sentence(finding.where, said) if said != finding.text else said
+            problems.append((finding.where, form.in_words(words)))
         else:
-            remarks.append((finding.level, finding.text))
+            remarks.append((finding.level, form.in_words(finding.text)))
     line, unfinished = "", False
     try:
-        dataset = open_dataset(config.dataset, PROJECT, _patient())
+        dataset = open_dataset(config.dataset, PROJECT, _patient(), fetch=False)
         rows = ledger(dataset, config, family)
         usable = [row for row in rows if row.status != "dropped"]
         times = f", each {config.dataset.repeats} times in a pass" if config.dataset.repeats > 1 else ""
@@ -139,6 +143,9 @@ def preview(form: Form[TrainConfig], family: ModelFamily, values: Sequence[Any])
                 remarks.append(("info", f"Of {len(told) - 8} more clips there is the like to say."))
             hints = [*size_hints(rows, config.dataset), *family.advice(config, rows)]
             remarks += [(hint.level, form.in_words(hint.text)) for hint in hints]
+    except NotHereYet as error:
+        remarks.append(("warning", f"{form.in_words(str(error))}; what becomes of its clips is said in the run's log."))
+        line = f"{config.max_train_steps} steps, on clips that are not on this machine yet"
     except DatasetError as error:
         problems.append((error.where, form.in_words(str(error))))
     except StillLooking as error:
@@ -195,6 +202,9 @@ def read_config(text: str) -> tuple[str, dict[str, Any], list[tuple[Any, str]]]:
     found = read_settings(text, "train")
     family = family_of(found.settings)
     said: list[tuple[Any, str]] = [("info", note) for note in found.notes]
+    validation = found.settings.get("validation")
+    if not family.has_image_models and isinstance(validation, dict) and validation.get("images"):
+        said.append(("warning", f"validation.images is left out: {family.title} begins from no image"))
     try:
         validate(family.train_config, found.settings)
     except ConfigError as error:
@@ -208,26 +218,30 @@ def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
     found += [(f"Preset: {name}", f"preset:{name}") for name in family.presets]
     try:
         if workspace.demo_config().family == family.name:
-            found.append(("The demo run", "demo"))
+            found.append(("The demo: two minutes on a CPU", "demo"))
     except (WorkspaceError, ConfigError):
         pass
     runs = [info for info in workspace.runs("train") if info.family == family.name]
     return found + [(f"Run {info.id}", f"run:{info.id}") for info in runs[:50]]
 
 
-#: What a preset leaves as it was chosen: it says how to train, not on what.
+#: What a preset leaves as it was chosen, unless it names it: it says how to train, not on what.
 KEPT = (
     *(f"dataset.{name}" for name in ("path", "format", "video_folder", "videos", "prompts", "max_clips")),
+    *(f"dataset.{name}" for name in ("video_list", "caption_list", "video_column", "caption_column", "hub_config")),
+    *(f"dataset.{name}" for name in ("id_token", "id_token_glued")),
     "base_model",
     "motion_adapter",
     "validation.prompts",
+    "validation.images",
 )
 
 
 def values_from(
     origin: str, form: Form[TrainConfig], family: ModelFamily, workspace: Workspace, now: Sequence[Any] = ()
 ) -> list[Any]:
-    """The form filled from one of `origins`. now: its values as they are, of which a preset leaves `KEPT`."""
+    """The form filled from one of `origins`. now: its values as they are, of which a preset leaves what it does not
+    name of `KEPT`."""
     kind, _, name = origin.partition(":")
     if kind == "run":
         return form.shown(read_yaml(workspace.run(name).config))
@@ -236,11 +250,11 @@ def values_from(
         if values is None:
             raise WorkspaceError("the demo is not part of this installation: examples/demo is missing")
         return values
-    given = first_picks(workspace)
-    values = form.starting_values({**given, **family.presets.get(name, {})})
+    preset = family.presets.get(name, {})
+    values = form.starting_values({**first_picks(workspace), **preset})
     if kind == "preset" and now:
         shown = zip(form.paths, now, values, strict=True)
-        return [before if path in KEPT else value for path, before, value in shown]
+        return [before if path in KEPT and path not in preset else value for path, before, value in shown]
     return values
 
 
@@ -430,8 +444,8 @@ class _Wire:
         path = str(workspace.root / "datasets" / str(wish["dataset"]))
         current = dict(zip(form.paths, values, strict=True))
         base = list(values)
-        if wish["dataset"] == "demo" and current.get("dataset.path") != path:
-            base = starting_values(form, workspace, "demo")
+        if wish["dataset"] == DEMO and current.get("dataset.path") != path:
+            base = starting_values(form, workspace, DEMO)
         merged = form.merge(base, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
         columns = [gr.update(visible=name == self.family.name) for name in FAMILIES]
         return [self.family.name, *columns, *form.refill(merged, picks(workspace))]
@@ -470,7 +484,7 @@ class _Wire:
         try:
             return self.page.workspace.new_run(now.config, run_title(title, now.config)).id
         except (WorkspaceError, OSError) as error:
-            raise gr.Error(f"The run cannot be saved: {error}", title="Save") from error
+            raise gr.Error(f"The run cannot be saved: {why(error)}", title="Save") from error
 
 
 def _methods(family: ModelFamily) -> str:

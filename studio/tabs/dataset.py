@@ -18,11 +18,12 @@ from studio.page import CONFIGURE, QUICK, TELLING, Page, awaited, come_in
 from studio.parts.answer import Tone, answer, notes
 from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
-from studio.workspace import Workspace, WorkspaceError
+from studio.workspace import DEMO, Workspace, WorkspaceError
 from trainers.config import TrainConfig
 from trainers.data.clips import Clip, Dataset, DatasetError
 from trainers.data.ledger import LedgerRow, ledger
 from trainers.data.video import VideoError
+from trainers.errors import named, why
 from trainers.families import FAMILIES, get_family
 from trainers.settings import ConfigError, fields, validate
 
@@ -183,7 +184,7 @@ def _card(workspace: Workspace, dataset: Dataset, clip: Clip, row: LedgerRow | N
         video = workspace.media(dataset.file(clip))
     except (WorkspaceError, DatasetError, VideoError, OSError) as error:
         shown = card(clip, row, None, None)
-        return {**shown, "status": "dropped", "verdict": f"Cannot be shown: {error}"}
+        return {**shown, "status": "dropped", "verdict": f"Cannot be shown: {why(error)}"}
     return card(clip, row, thumbnail, video)
 
 
@@ -227,7 +228,7 @@ def build(page: Page) -> None:
         except (gr.Error, WorkspaceError, DatasetError) as error:
             return {"error": str(getattr(error, "message", error))}
         except OSError as error:
-            return {"error": f"the disk refused it: {error.strerror or error}"}
+            return {"error": f"it cannot be stored: {why(error)}"}
         return {}
 
     def remove_clip(wish: dict[str, Any], request: gr.Request) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def build(page: Page) -> None:
         except (gr.Error, WorkspaceError, DatasetError) as error:
             return {"error": str(getattr(error, "message", error))}
         except OSError as error:
-            return {"error": f"the disk refused it: {error.strerror or error}"}
+            return {"error": f"it cannot be stored: {why(error)}"}
         return {}
 
     first_family = next(iter(FAMILIES))
@@ -297,7 +298,7 @@ def build(page: Page) -> None:
             gr.update(visible=name is not None),
             gr.update(visible=name is not None),
             gr.update(visible=name is not None, interactive=now.num_clips > 0),
-            gr.update(visible="demo" not in known),
+            gr.update(visible=DEMO not in known),
             gr.update(visible=False),
         ]
 
@@ -317,7 +318,7 @@ def build(page: Page) -> None:
         try:
             made = workspace.new_dataset(text)
         except (WorkspaceError, DatasetError, OSError) as error:
-            raise gr.Error(str(error), title="New dataset") from error
+            raise gr.Error(named(error), title="New dataset") from error
         return [*choose(made.name, family_name, *rest), ""]
 
     def open_demo(request: gr.Request, family_name: str, *numbers: Any) -> list[Any]:
@@ -326,7 +327,7 @@ def build(page: Page) -> None:
             workspace.add_demo()
         except WorkspaceError as error:
             raise gr.Error(str(error), title="Demo") from error
-        return choose("demo", family_name, *numbers)
+        return choose(DEMO, family_name, *numbers)
 
     def upload(request: gr.Request, paths: list[str] | None, name: str | None, *rest: Any) -> list[Any]:
         access.require_owner(request)

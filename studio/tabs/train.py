@@ -16,6 +16,7 @@ from studio.jobs import JobError, JobQueue, Kind
 from studio.page import COMPARE, TELLING, Page
 from studio.parts.lists import head, head_value, job_list, jobs_value, take_list, takes_value
 from studio.parts.looks import Seen, changed, told
+from studio.parts.pictures import looks_of
 from studio.parts.runs import Entry, Runs, find
 from studio.parts.wall import empty_wall, wall, wall_value
 from studio.progress import Event
@@ -127,7 +128,7 @@ def _start_label(entry: Entry, saved_step: int | None) -> str:
 def samples_value(
     workspace: Workspace, folder: RunFolder, events: Sequence[Event], config: TrainConfig | None, running: bool
 ) -> dict[str, Any]:
-    """The wall of a training run: a row for each prompt, a column for each step with samples, base first."""
+    """The wall of a training run: a row for each prompt and seed, a column for each step with samples, base first."""
     found = progress.samples(events)
     if config is None:
         return empty_wall("The run's config.yaml cannot be read, so its samples cannot be laid out.")
@@ -136,11 +137,12 @@ def samples_value(
         return empty_wall("This run has no validation prompts, so it draws no samples.")
     if not found:
         return empty_wall("Samples appear here: of the base model first, then at every validation.")
-    by_step: dict[int, dict[int, Event]] = {}
+    asked = [(prompt, seed) for prompt in validation.prompts for seed in validation.seeds]
+    looks = looks_of(validation.images, len(validation.prompts), len(validation.seeds))
+    rows = [{"prompt": prompt, "seed": seed, "look": look} for (prompt, seed), look in zip(asked, looks, strict=True)]
+    by_step: dict[int, dict[int | None, Event]] = {}
     for event in found:
-        row = _row_of(event, len(by_step.get(event["step"], {})))
-        by_step.setdefault(event["step"], {})[row] = event
-    rows = [{"prompt": prompt, "seed": validation.seed} for prompt in validation.prompts]
+        by_step.setdefault(event["step"], {})[_row_of(event, asked)] = event
     columns: list[dict[str, Any]] = [
         {"label": f"step {step}" if step else "base", "sub": "" if step else "before training", "key": step}
         for step in by_step
@@ -154,15 +156,19 @@ def samples_value(
     ]
     size = config.dataset
     return wall_value(
-        folder.id, columns, rows, cells, fps=validation.fps, num_frames=size.num_frames, height=size.height,
-        width=size.width, pending="to come" if running else "not sampled", autoplay=True,
+        folder.id, columns, rows, cells, fps=validation.fps, num_frames=validation.num_frames or size.num_frames,
+        height=validation.height or size.height, width=validation.width or size.width,
+        pending="to come" if running else "not sampled", autoplay=True,
     )  # fmt: skip
 
 
-def _row_of(event: Event, otherwise: int) -> int:
-    """A sample's place among the prompts: its file is numbered by it."""
+def _row_of(event: Event, rows: Sequence[tuple[str, int]]) -> int | None:
+    """A sample's row: its file is numbered by it. None for one of a prompt and seed that the run no longer has."""
+    asked = event["prompt"], event["seed"]
     stem = PurePosixPath(event["path"]).stem
-    return int(stem) if stem.isdigit() else otherwise
+    if stem.isdigit() and int(stem) < len(rows) and rows[int(stem)] == asked:
+        return int(stem)
+    return next((place for place, row in enumerate(rows) if row == asked), None)
 
 
 def _next_samples(last: int, config: TrainConfig) -> int | None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FAMILIES = ("animatediff",)
+FAMILIES = ("animatediff", "cogvideox")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from trainers.data.facts import Facts, facts_from, facts_of, facts_row, is_known, measured, remember, sha256_of
 from trainers.data.video import VideoError, normalise, probe, write_thumbnail
+from trainers.errors import why
 
 #: How long an edit waits for another one to be written.
 _LOCK_SECONDS = 30.0
@@ -35,6 +36,10 @@ class DatasetError(Exception):
     def __init__(self, text: str, where: str = "dataset.path") -> None:
         self.where = where
         super().__init__(text)
+
+
+class NotHereYet(DatasetError):
+    """A dataset that a run would fetch when it begins, for somebody who does not want to wait for that."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ class Dataset(ReadableDataset):
             (dataset.path / "clips").mkdir(parents=True, exist_ok=True)
             dataset._write([])
         except OSError as error:
-            raise DatasetError(f"dataset {dataset.path} cannot be made: {error.strerror}") from error
+            raise DatasetError(f"dataset {dataset.path} cannot be made: {why(error)}") from error
         return dataset
 
     @classmethod
@@ -270,7 +275,7 @@ class Dataset(ReadableDataset):
                 '{"file_name": "clips/a.mp4", "text": "a caption"}'
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{self._metadata} cannot be read: {error}") from error
+            raise DatasetError(f"{self._metadata} cannot be read: {why(error)}") from error
         rows: list[dict[str, Any]] = []
         lines: dict[str, int] = {}
         for number, line in enumerate(content.split("\n"), 1):  # splitlines would break captions at rarer signs
@@ -315,7 +320,7 @@ class Dataset(ReadableDataset):
         except Timeout as error:
             raise DatasetError(f"dataset {self.name} is being changed by somebody else; try again") from error
         except OSError as error:
-            raise DatasetError(f"dataset {self.name} cannot be changed: {error.strerror or error}") from error
+            raise DatasetError(f"dataset {self.name} cannot be changed: {why(error)}") from error
 
     def _refuse_twin(self, sha256: str, shown: str, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
@@ -335,7 +340,8 @@ class Dataset(ReadableDataset):
         except FileNotFoundError:
             problem = f"{file.name} is missing; put the file back or remove the clip"
         except (VideoError, OSError) as error:
-            problem = f"{error}; remove the clip"
+            told = f"{file.name} cannot be read: {why(error)}" if isinstance(error, OSError) else str(error)
+            problem = f"{told}; remove the clip"
         else:
             return clip_of(row["file_name"], text, facts, source), None, "; ".join(facts.unusual)
         return clip_of(row["file_name"], text, None, source), problem, ""

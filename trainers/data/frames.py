@@ -1,7 +1,8 @@
 """Which frames of a clip a sample takes. Pure arithmetic: numbers in, numbers out.
 
 Sample frame i lies i x stride frames after the first: of the clip's own frames, or of the clip resampled to
-`dataset.fps`, whose frame k is the clip's frame nearest to k x clip_fps / fps.
+`dataset.fps`, whose frame k is the clip's frame nearest to k x clip_fps / fps. Frames that are skipped at the ends of a
+clip are as if they were not there.
 """
 
 from __future__ import annotations
@@ -19,24 +20,22 @@ def choose_frames(
 ) -> list[list[int]]:
     """The samples of `num_frames` frames that a clip gives, as frame numbers: one, or for windows all that fit.
 
-    A clip that is too short gives none, or with `dataset.repeat_frames` one that is spread over all of it. Otherwise
-    frames repeat only where `dataset.fps` is more than the clip has.
+    A clip that is too short gives none, or with `dataset.repeat_frames` one that is spread over all of it (random) or
+    filled up with its last frame (strided). Otherwise frames repeat only where `dataset.fps` is more than the clip has.
     """
     if not num_frames or num_frames_available < needed_frames(config, clip_fps, num_frames):
         return []
-    if config.frame_selection == "uniform":
-        return [_spread(num_frames_available, num_frames)]
-    offsets = _offsets(config, clip_fps, num_frames)
-    if config.frame_selection == "first":
-        start = config.start_frame
-    elif config.frame_selection == "random":
-        reach = min(num_frames_available, offsets[-1] + 1)
-        start = rng.randint(0, num_frames_available - reach)
-        if reach <= offsets[-1]:  # too short, and let in by repeat_frames
-            return [_stretched(reach, num_frames)]
-    else:
-        return _windows(num_frames_available, clip_fps, config, num_frames)
-    return [[start + offset for offset in offsets]]
+    begin, end = usable_frames(num_frames_available, config)
+    samples = _samples(end - begin, clip_fps, config, num_frames, rng)
+    return [[begin + number for number in sample] for sample in samples]
+
+
+def usable_frames(num_frames_available: int, config: DatasetConfig) -> tuple[int, int]:
+    """(first, one behind the last) of a clip's frames that are not skipped; of strided ones never fewer than the one
+    at which they would begin, as long as the clip has it."""
+    begin = min(config.skip_frames_start, num_frames_available)
+    least = 1 if config.frame_selection == "strided" and begin < num_frames_available else 0
+    return begin, max(begin + least, num_frames_available - config.skip_frames_end)
 
 
 def span(num_frames: int, stride: int) -> int:
@@ -46,17 +45,19 @@ def span(num_frames: int, stride: int) -> int:
 
 def full_frames(config: DatasetConfig, clip_fps: float, num_frames: int) -> int:
     """Frames that a clip must have to give a sample of `num_frames` as the stride and the rate ask for it."""
-    if config.frame_selection == "uniform":
-        return num_frames
+    if config.frame_selection == "strided" and num_frames == 1:
+        return config.skip_frames_start + 1
+    skipped = config.skip_frames_start + config.skip_frames_end
+    if config.frame_selection in ("uniform", "strided"):
+        return skipped + num_frames
     start = config.start_frame if config.frame_selection == "first" else 0
-    return start + _clip_frame((num_frames - 1) * config.frame_stride, clip_fps, config) + 1
+    return skipped + start + _clip_frame((num_frames - 1) * config.frame_stride, clip_fps, config) + 1
 
 
 def needed_frames(config: DatasetConfig, clip_fps: float, num_frames: int) -> int:
     """Frames that a clip must have to give a sample of `num_frames` at all."""
-    if config.repeat_frames and config.frame_selection == "random":
-        return 1
-    return full_frames(config, clip_fps, num_frames)
+    repeats = config.repeat_frames and config.frame_selection in ("random", "strided")
+    return full_frames(config, clip_fps, 1 if repeats else num_frames)
 
 
 def most_frames(num_frames_available: int, clip_fps: float, config: DatasetConfig) -> int:
@@ -73,6 +74,27 @@ def most_stride(num_frames_available: int, clip_fps: float, config: DatasetConfi
         num_frames_available + 1,
         key=lambda s: needed_frames(config.model_copy(update={"frame_stride": s}), clip_fps, config.num_frames),
     )
+
+
+def _samples(
+    available: int, clip_fps: float, config: DatasetConfig, num_frames: int, rng: random.Random
+) -> list[list[int]]:
+    """The samples of a clip of which nothing is skipped, and which has enough frames."""
+    if config.frame_selection == "uniform":
+        return [_spread(available, num_frames)]
+    if config.frame_selection == "strided":
+        return [_strided(available, config, num_frames)]
+    offsets = _offsets(config, clip_fps, num_frames)
+    if config.frame_selection == "first":
+        start = config.start_frame
+    elif config.frame_selection == "random":
+        reach = min(available, offsets[-1] + 1)
+        start = rng.randint(0, available - reach)
+        if reach <= offsets[-1]:  # too short, and let in by repeat_frames
+            return [_stretched(reach, num_frames)]
+    else:
+        return _windows(available, clip_fps, config, num_frames)
+    return [[start + offset for offset in offsets]]
 
 
 def _windows(available: int, clip_fps: float, config: DatasetConfig, num_frames: int) -> list[list[int]]:
@@ -94,6 +116,17 @@ def _offsets(config: DatasetConfig, clip_fps: float, num_frames: int) -> list[in
 def _clip_frame(number: int, clip_fps: float, config: DatasetConfig) -> int:
     """The clip's frame for a number in the resampled clip. Halves go up: Python's round would make uneven steps."""
     return number if config.fps is None else int(number * clip_fps / config.fps + 0.5)
+
+
+def stride_over(available: int, config: DatasetConfig) -> int:
+    """The stride of strided frames: it goes by `dataset.num_frames`, also where a sample takes fewer of them."""
+    return max(1, available // config.num_frames)
+
+
+def _strided(available: int, config: DatasetConfig, num_frames: int) -> list[int]:
+    """From the first frame on; a clip that is too short is filled up with its last frame."""
+    taken = list(range(0, available, stride_over(available, config)))[:num_frames]
+    return taken + taken[-1:] * (num_frames - len(taken))
 
 
 def _stretched(available: int, num_frames: int) -> list[int]:

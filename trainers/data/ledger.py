@@ -6,19 +6,20 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainers.config import DatasetConfig, TrainConfig
 from trainers.data.clips import Clip, ReadableDataset
-from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride
+from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride, stride_over, usable_frames
 from trainers.families.base import Finding, ModelFamily
 
 
 @dataclass(frozen=True)
 class LedgerRow:
     """What becomes of a clip: trained at this size and length, or dropped (then num_frames is 0). reason: a sentence,
-    or empty when there is nothing to say. trimmed: some of its frames are never seen."""
+    or empty when there is nothing to say. trimmed: some of its frames are never seen. clip: with the caption that it
+    trains with, which is what is encoded, cached and compared."""
 
     clip: Clip
     status: Literal["used", "trimmed", "dropped"]
@@ -34,6 +35,15 @@ def ledger(dataset: ReadableDataset, config: TrainConfig, family: ModelFamily) -
     return [
         _ledger_row(clip, dataset.problem(clip), dataset.remark(clip), config.dataset, family) for clip in dataset.clips
     ]
+
+
+def caption_of(text: str, config: DatasetConfig) -> str:
+    """The caption that a clip with this text trains with: behind `dataset.id_token`, where there is one."""
+    if config.id_token is None:
+        return text
+    if config.id_token_glued:
+        return config.id_token + text
+    return f"{config.id_token.strip()} {text}".strip() if text.strip() else config.id_token.strip()
 
 
 def ledger_summary(rows: Sequence[LedgerRow], repeats: int = 1) -> str:
@@ -116,56 +126,89 @@ def _ledger_row(clip: Clip, problem: str | None, remark: str, config: DatasetCon
     if problem:
         return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
     height, width = _size(clip, config, family.size_multiple)
-    num_frames = most_frames(clip.num_frames, clip.fps, config)
-    if num_frames < config.num_frames:
-        num_frames = family.frames_within(num_frames)
-        if not config.frame_buckets or not num_frames:
-            return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
+    num_frames = family.frames_within(most_frames(clip.num_frames, clip.fps, config))
+    if not num_frames or (num_frames < config.num_frames and not config.frame_buckets):
+        return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
     notes = [remark] if remark else []
     if num_frames < config.num_frames:
-        notes.append(f"trains with {num_frames} frames instead of {config.num_frames}: it has only {clip.num_frames}")
+        notes.append(_shortened(clip, config, num_frames))
     stretched = _stretch(clip, config, num_frames)
     if stretched:
         notes.append(stretched)
+    skipped = _in_words(_skipped(clip, config))
+    if skipped:
+        notes.append(f"skipped: {skipped}")
     unseen, repeats = _coverage(clip, config, num_frames)
     if unseen:
         notes.append(f"never seen: {unseen}")
     if repeats:
         notes.append(f"frames repeat: it has {clip.fps:g} frames per second, dataset.fps asks for {config.fps:g}")
-    if not clip.text.strip():
-        notes.append("has no caption: it trains with an empty one")
-    return LedgerRow(clip, "trimmed" if unseen else "used", "; ".join(notes), num_frames, height, width)
+    notes += _about_caption(clip, config)
+    status: Literal["used", "trimmed"] = "trimmed" if skipped or unseen else "used"
+    trained = replace(clip, text=caption_of(clip.text, config))
+    return LedgerRow(trained, status, "; ".join(notes), num_frames, height, width)
 
 
 def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
     """The sentence for a clip without a single sample; num_frames: what the family could make of it, or 0."""
+    paced = config.frame_selection not in ("uniform", "strided")
     how = f"{config.num_frames} frames"
-    if config.frame_selection != "uniform":
+    if paced:
         how += f" at stride {config.frame_stride}" if config.frame_stride > 1 else ""
         how += f" at {config.fps:g} frames per second" if config.fps else ""
     if config.frame_selection == "first" and config.start_frame:
         how += f" from frame {config.start_frame}"
+    skips = {"start": config.skip_frames_start, "end": config.skip_frames_end}
+    skips = {name: count for name, count in skips.items() if count}
+    if skips:
+        how += " besides " + " and ".join(f"{count} skipped at the {name}" for name, count in skips.items())
     needed = full_frames(config, clip.fps, config.num_frames)
     ways = [f"lower dataset.num_frames to {num_frames}"] if num_frames else []
-    stride = most_stride(clip.num_frames, clip.fps, config) if config.frame_selection != "uniform" else 0
+    stride = most_stride(clip.num_frames, clip.fps, config) if paced else 0
     ways += [f"lower dataset.frame_stride to {stride}"] if stride else []
     ways += ["lower dataset.start_frame"] if config.frame_selection == "first" and config.start_frame else []
+    ways += [f"lower dataset.skip_frames_{name}" for name in skips]
+    if config.frame_selection == "strided" and num_frames:
+        ways.append("set dataset.frame_buckets or dataset.repeat_frames")
     has = "1 frame" if clip.num_frames == 1 else f"{clip.num_frames} frames"
     why = f"{needed} are needed" + (f" ({how})" if how != f"{needed} frames" else "")
     return f"{clip.name} has {has}; {why} - {', '.join([*ways, ''])}{'or ' if ways else ''}remove the clip"
 
 
+def _shortened(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
+    """What it means that a clip trains with fewer frames than asked for."""
+    begin, end = usable_frames(clip.num_frames, config)
+    left = " after skipping" if config.skip_frames_start or config.skip_frames_end else ""
+    had = f"it has only {end - begin}{left}"
+    if num_frames > 1:
+        return f"trains with {num_frames} frames instead of {config.num_frames}: {had}"
+    return (
+        f"trains as a single picture (frame {begin}) instead of {config.num_frames} frames: {had}; remove it if it is "
+        "to teach movement"
+    )
+
+
 def _stretch(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
     """What `dataset.repeat_frames` makes of a clip that is too short."""
-    needed = full_frames(config, clip.fps, num_frames)
-    if not config.repeat_frames or config.frame_selection != "random" or clip.num_frames >= needed:
+    begin, end = usable_frames(clip.num_frames, config)
+    has = end - begin
+    needed = full_frames(config, clip.fps, num_frames) - config.skip_frames_start - config.skip_frames_end
+    if not config.repeat_frames or config.frame_selection not in ("random", "strided") or has >= needed:
         return ""
-    what = "some frames are seen several times" if clip.num_frames < num_frames else "its frames lie closer than asked"
-    return f"{what}: it has {clip.num_frames}, {needed} are needed"
+    if config.frame_selection == "strided":
+        return f"its last frame is repeated: it has {has}, {needed} are needed"
+    what = "some frames are seen several times" if has < num_frames else "its frames lie closer than asked"
+    return f"{what}: it has {has}, {needed} are needed"
+
+
+def _skipped(clip: Clip, config: DatasetConfig) -> list[tuple[int, int]]:
+    begin, end = usable_frames(clip.num_frames, config)
+    return [(0, begin - 1), (end, clip.num_frames - 1)]
 
 
 def _coverage(clip: Clip, config: DatasetConfig, num_frames: int) -> tuple[str, bool]:
-    """Which frames no sample ever reaches, in words, and whether samples show a frame twice.
+    """Which of the frames that are not skipped no sample ever reaches, in words, and whether samples show a frame
+    twice because of the rate that is asked for.
 
     Frames between two that are taken (a stride, a lower rate) count as reached: the movement over them is seen.
     """
@@ -173,13 +216,30 @@ def _coverage(clip: Clip, config: DatasetConfig, num_frames: int) -> tuple[str, 
         return "", False
     fixed = config if config.frame_selection != "random" else config.model_copy(update={"frame_selection": "windows"})
     samples = choose_frames(clip.num_frames, clip.fps, fixed, num_frames, random.Random(0))
-    repeats = any(len(set(sample)) < len(sample) for sample in samples)
+    repeats = any(len(set(sample)) < len(sample) for sample in samples) and config.frame_selection != "strided"
     if config.frame_selection == "random":
         return "", repeats
-    first, last = samples[0][0], samples[-1][-1]
-    gaps = [(0, first - 1), (last + 1, clip.num_frames - 1)]
-    parts = [f"frame {a}" if a == b else f"frames {a} to {b}" for a, b in gaps if a <= b]
-    return " and ".join(parts), repeats
+    begin, end = usable_frames(clip.num_frames, config)
+    unseen = _in_words([(begin, samples[0][0] - 1), (samples[-1][-1] + 1, end - 1)])
+    if unseen and config.frame_selection == "strided" and num_frames > 1:
+        stride = stride_over(end - begin, config)
+        taken = "every frame" if stride == 1 else f"one frame in {stride}"
+        unseen += f" ({taken} is taken, from the front; dataset.frame_selection uniform spreads over the whole clip)"
+    return unseen, repeats
+
+
+def _in_words(gaps: Sequence[tuple[int, int]]) -> str:
+    """``frame 0 and frames 40 to 49`` of gaps by their first and last frame; those that hold none are left out."""
+    return " and ".join(f"frame {a}" if a == b else f"frames {a} to {b}" for a, b in gaps if a <= b)
+
+
+def _about_caption(clip: Clip, config: DatasetConfig) -> list[str]:
+    token = (config.id_token or "").strip()
+    if not clip.text.strip():
+        return [f"has no caption: it trains with {'dataset.id_token alone' if token else 'an empty one'}"]
+    if token and clip.text.lstrip().startswith(token):
+        return ["its caption begins with dataset.id_token already: it trains with the word twice"]
+    return []
 
 
 def _size(clip: Clip, config: DatasetConfig, multiple: int) -> tuple[int, int]:

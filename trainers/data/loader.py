@@ -22,7 +22,7 @@ from trainers.data.ledger import LedgerRow
 from trainers.data.video import read_frames
 
 #: How `read_pixels` makes them, for the key under which what is made of them is cached.
-READING = "stretched by the decoder; or mirrored, covering, cropped"
+READING = "stretched by the decoder's filters; or mirrored, covering, cropped"
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,16 @@ def read_pixels(sample: Sample) -> torch.Tensor:
     frames = read_frames(sample.file, sample.indices, size=target if sample.stretch else None)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (f, 3, H, W)
     pixels = pixels.flip(-1) if sample.flip else pixels
-    size = _covering(pixels.shape[-2], pixels.shape[-1], *target)
+    size, (top, left) = placed(pixels.shape[-2], pixels.shape[-1], *target)
     if pixels.shape[-2:] != size:
         pixels = interpolate(pixels.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = round((size[0] - target[0]) / 2), round((size[1] - target[1]) / 2)
     return pixels[..., top : top + target[0], left : left + target[1]]
 
 
-def _covering(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int]:
-    """The smallest (height, width) of this picture's shape that covers the target."""
+def placed(height: int, width: int, target_height: int, target_width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The smallest (height, width) of a picture's shape that covers the target, and (top, left) of the target in it."""
     if target_width * height >= target_height * width:
-        return max(target_height, target_width * height // width), target_width
-    return target_height, max(target_width, target_height * width // height)
+        size = max(target_height, target_width * height // width), target_width
+    else:
+        size = target_height, max(target_width, target_height * width // height)
+    return size, (round((size[0] - target_height) / 2), round((size[1] - target_width) / 2))

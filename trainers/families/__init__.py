@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import SampleConfig, TrainConfig
+from trainers.data.images import problem_of_image
 from trainers.families.animatediff.config import FAMILY as ANIMATEDIFF
-from trainers.families.base import ModelFamily
+from trainers.families.base import Finding, ModelFamily
+from trainers.families.cogvideox.config import FAMILY as COGVIDEOX
 from trainers.foreign import Foreign, Kind, blocks
 from trainers.settings import ConfigError, apply_overrides, parse_yaml, read_text, validate
 
-FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF,)}
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF, COGVIDEOX)}
 
 
 def get_family(name: str) -> ModelFamily:
@@ -28,6 +30,25 @@ def family_of(data: Mapping[str, Any]) -> ModelFamily:
     if "family" not in data:
         raise ConfigError([("family", f"must be set; known: {', '.join(FAMILIES)}")])
     return get_family(data["family"])
+
+
+def file_findings(config: TrainConfig | SampleConfig, root: Path = Path()) -> list[Finding]:
+    """What can be said of the files that a config names, before anything is loaded: what the family finds, and the
+    images. Relative paths of images count from `root`."""
+    family = get_family(config.family)
+    found = list(family.findings(config))
+    if isinstance(config, TrainConfig):
+        where, images = "validation.images", config.validation.images
+    else:
+        where, images = "images", config.images
+    if images and family.takes_image(config) is False:
+        text = f"{where} are given, but {family.title} with {config.base_model} begins from none; leave them empty"
+        return [*found, Finding("error", text, where)]
+    for file in dict.fromkeys(images):
+        problem = problem_of_image(root / Path(file).expanduser())
+        if problem:
+            found.append(Finding("error", f"{where} cannot be used: {problem}", where))
+    return found
 
 
 def parse_config(data: Mapping[str, Any]) -> TrainConfig:

@@ -6,6 +6,7 @@ Importing this file loads no torch: the studio draws forms and checks clips from
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainers.config import SampleConfig, TrainConfig
+from trainers.data.images import sha256_of_image
 from trainers.foreign import Foreign
 from trainers.settings import Section
 
@@ -31,6 +33,13 @@ Take = tuple[Path, float]
 
 class ModelError(Exception):
     """A model, adapter or checkpoint that cannot be used: one sentence with the file and what to do."""
+
+
+def is_hub_id(value: str) -> bool:
+    """Whether a text that is no path here can be OWNER/NAME on the Hugging Face Hub."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", value)) and not value.endswith(
+        (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
+    )
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,14 @@ class SampleRequest:
     guidance_scale: float
     #: An encoded clip as `VideoModel.encode_video` gives it, without the batch dimension: where the family is to begin.
     start: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    #: The picture that the clip begins from, (h, w, 3) uint8 at its own size, which the family fits to the clip's.
+    image: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def facts(self) -> dict[str, Any]:
-        """What was asked for in plain values: for a cache key, and for the file's own metadata."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "start"}
+        """What was asked for in plain values: for a cache key, and for the file's own metadata. An image stands there
+        as its SHA-256, as `sha256_of_image` gives it."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", "image")}
+        return plain if self.image is None else {**plain, "image": sha256_of_image(self.image)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class ExportRequest:
     checkpoint: Path
     format: str
     out: Path
-    dtype: Literal["fp32", "fp16"] = "fp32"
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     strength: float = 1.0
     onto: str | None = None
 
@@ -172,6 +185,8 @@ class ModelFamily:
     model: str
     #: "package.module:function" of an ExportRequest -> report sentence.
     exporter: str
+    #: Whether what is drawn begins from an image, which depends on the base model; None where that cannot be told yet.
+    takes_image: Callable[[TrainConfig | SampleConfig], bool | None] = lambda config: False
     #: Reads an upstream config or command; None when it is not one that this family knows. ConfigError when it is one,
     #: but cannot be meant.
     read_foreign: Callable[[str], Foreign | None] = lambda text: None
@@ -179,6 +194,11 @@ class ModelFamily:
     reads: str = ""
     #: What experience says of a run on so many clips: hints, never obstacles.
     advice: Callable[[TrainConfig, Sequence[LedgerRow]], list[Finding]] = lambda config, rows: []
+
+    @property
+    def has_image_models(self) -> bool:
+        """Whether some base models of the family turn an image into a video."""
+        return "image-to-video" in self.tasks
 
     def load(self, config: Section, stage: Stage) -> VideoModel:
         """The model in memory. The one place that imports torch."""

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import pickle
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from trainers.families.animatediff.checkpoint import load_strictly
-from trainers.families.animatediff.config import is_hub_id
-from trainers.families.animatediff.files import fetch, read_json, read_tensors
-from trainers.families.base import ModelError
+from trainers.families.base import ModelError, is_hub_id
+from trainers.families.files import WEIGHT_FILES, fetch, identity, part_files, read_json, read_tensors
+from trainers.families.weights import FAILURES, read_part, unreadable
 
-FILES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 CLIP = "openai/clip-vit-large-patch14"  # whose tokenizer Stable Diffusion 1.5 uses
 
 #: What a single file does not say of itself: the shapes of Stable Diffusion 1.5.
@@ -54,10 +49,7 @@ _PATTERNS = [
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
 ]
-_FAILURES = (
-    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, EOFError, SafetensorError,
-    pickle.UnpicklingError, SingleFileComponentError,
-)  # fmt: skip
+_FAILURES = (*FAILURES, SingleFileComponentError)
 
 
 class BaseModel:
@@ -74,8 +66,8 @@ class BaseModel:
     def _find(self, source: str) -> Path:
         path = Path(source).expanduser()
         if path.is_file():
-            if path.suffix not in FILES:
-                raise ModelError(f"base_model {source} is not a model file; known endings: {', '.join(FILES)}")
+            if path.suffix not in WEIGHT_FILES:
+                raise ModelError(f"base_model {source} is not a model file; known endings: {', '.join(WEIGHT_FILES)}")
             return path
         if path.is_dir():
             lacking = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not (path / part).is_dir()]
@@ -135,21 +127,12 @@ class BaseModel:
 
     def identity(self, parts: tuple[str, ...]) -> str:
         """A hash over the files of these parts (the whole file, of a single one). Loads nothing into memory."""
-        digest = hashlib.sha256()
-        for file in [self.path] if self.is_file else [f for part in parts for f in _files(self.path / part)]:
-            stat = file.stat()
-            digest.update(f"{file.name}:{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-        return digest.hexdigest()
+        return identity(
+            [self.path] if self.is_file else [file for part in parts for file in part_files(self.path / part)]
+        )
 
     def _from_folder(self, kind: Any, part: str, **options: Any) -> Any:
-        def read() -> Any:
-            model, report = kind.from_pretrained(self.path / part, output_loading_info=True, **options)
-            if report["missing_keys"]:
-                some = ", ".join(sorted(report["missing_keys"])[:3])
-                raise ModelError(f"{part} of base_model {self.source} lacks weights: {some}")
-            return model.eval()
-
-        return self._reading(part, read)
+        return read_part(kind, self.path / part, f"{part} of base_model {self.source}", **options)
 
     def _from_file(self, kind: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
         def read() -> Any:
@@ -163,27 +146,5 @@ class BaseModel:
         try:
             return read()
         except _FAILURES as error:
-            for file in [self.path] if self.is_file else _files(self.path / part):
-                if file.suffix in FILES:
-                    read_tensors(file)  # says what is wrong with the file, where it is the file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{part} of base_model {self.source} cannot be read: {reason}") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    """The settings and weights of a part, in order; pickles only where there are no safetensors."""
-    try:
-        files = sorted(file for file in folder.iterdir() if file.is_file())
-    except OSError as error:
-        raise ModelError(f"{folder} of the base model cannot be read: {error.strerror or error}") from error
-    settings = [file for file in files if file.suffix in (".json", ".txt")]
-    return settings + (
-        [file for file in files if file.suffix == ".safetensors"] or [file for file in files if file.suffix in FILES]
-    )
-
-
-@lru_cache(maxsize=256)
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """The hash of a file's bytes; size and time only tell the cache that it is still the same file."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+            files = [self.path] if self.is_file else part_files(self.path / part)
+            raise unreadable(f"{part} of base_model {self.source}", files, error) from error

@@ -18,16 +18,14 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 
 from trainers import lora
 from trainers.families.animatediff import motion_lora
-from trainers.families.animatediff.config import is_hub_id
-from trainers.families.animatediff.files import fetch, read_json, read_tensors
 from trainers.families.animatediff.names import diffusers_name, original_names
-from trainers.families.base import ModelError
+from trainers.families.animatediff.positions import Version, told_version
+from trainers.families.base import ModelError, is_hub_id
+from trainers.families.files import WEIGHTS, fetch, model_files, read_json, read_tensors
+from trainers.families.weights import State, shapes_of
+from trainers.families.weights import check_fit as check_any_fit
 from trainers.lora import some
 
-State = dict[str, torch.Tensor]
-Version = Literal["v1", "v2", "v3"]
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 HEADER = "dailies"  # our facts in the header of an exported file
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT and of swift
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -171,11 +169,6 @@ def facts_of(state: Mapping[str, torch.Tensor], known: Mapping[str, Any], source
     )
 
 
-def told_version(positions: int, mid_block: bool) -> Version:
-    """The version as ComfyUI-AnimateDiff-Evolved tells it from the weights alone: a stretched v3 looks like a v1."""
-    return "v2" if mid_block else "v3" if positions == 32 else "v1"
-
-
 def header_facts(header: Mapping[str, str]) -> dict[str, Any]:
     """What an exported file says of itself; {} when it says nothing. What it cannot mean is left out."""
     try:
@@ -195,7 +188,7 @@ def read_folder(folder: Path, meta: Mapping[str, Any]) -> tuple[State, MotionFac
     config = read_json(folder / "config.json")
     state: State = {}
     told: dict[str, Any] = {}
-    for file in _weight_files(folder):
+    for file in model_files(folder):
         part, header = read_tensors(file)
         state.update(part)
         told.update(header_facts(header))
@@ -206,18 +199,6 @@ def read_folder(folder: Path, meta: Mapping[str, Any]) -> tuple[State, MotionFac
         **dict(meta.get("motion") or {}),
     }
     return state, facts_of(motion_part(state), known, str(folder)), told
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The weights of a diffusers folder: one file, or the shards that an index lists."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise ModelError(f"{index} lists no files of weights")
-        return [folder / Path(str(name)).name for name in sorted(set(listed.values()))]
-    files = [folder / WEIGHTS, folder / WEIGHTS.replace(".safe", ".fp16.safe"), folder / "diffusion_pytorch_model.bin"]
-    return [next((file for file in files if file.is_file()), files[0])]
 
 
 def read_motion(path: Path) -> tuple[State, MotionFacts]:
@@ -379,7 +360,7 @@ def fitting_heads(channels: Sequence[int]) -> int:
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Make `state` the module's own tensors; ModelError names what does not fit."""
-    check_fit({key: value.shape for key, value in module.state_dict().items()}, state, source)
+    check_fit(shapes_of(module.state_dict()), state, source)
     module.load_state_dict(dict(state), strict=True, assign=True)
 
 
@@ -387,26 +368,33 @@ def check_fit(shapes: Mapping[str, Sequence[int]], state: Mapping[str, torch.Ten
     """ModelError unless `state` has exactly these keys and shapes."""
     missing = [key for key in shapes if key not in state]
     unknown = [key for key in state if key not in shapes]
-    if bool(missing) != bool(unknown) and all(key.startswith("mid_block.motion_modules.") for key in missing + unknown):
-        own, theirs, other = ("a", "none", "with") if unknown else ("no", "one", "without")
+    if not missing:
+        check_mid_block(unknown, source)
+    elif not unknown and _of_mid_block(missing):
         raise ModelError(
-            f"{source} has {own} mid block ({some(missing + unknown)}), but the motion modules of this model have "
-            f"{theirs}; name a motion_adapter {other} one"
+            f"{source} has no mid block ({some(missing)}), but the motion modules of this model have one; name a "
+            "motion_adapter without one, such as AnimateDiff's v1 or v3, or set motion_mid_block to false for new ones"
         )
-    if missing or unknown:
-        told = [f"lacks {some(missing)}"] if missing else []
-        told += [f"has {some(unknown)} too many"] if unknown else []
-        raise ModelError(f"{source} does not fit this model: it {' and '.join(told)}")
     for key, value in state.items():
-        if tuple(value.shape) != tuple(shapes[key]):
-            if key.endswith("pos_embed.pe"):
-                raise ModelError(
-                    f"{source} has {value.shape[1]} positions, but the motion module of this model has "
-                    f"{shapes[key][1]}; name a motion_adapter of {value.shape[1]} positions"
-                )
+        if key.endswith("pos_embed.pe") and tuple(value.shape) != tuple(shapes.get(key, value.shape)):
             raise ModelError(
-                f"{source} does not fit this model: {key} is {tuple(value.shape)}, but {tuple(shapes[key])} is needed"
+                f"{source} has {value.shape[1]} positions, but the motion module of this model has "
+                f"{shapes[key][1]}; name a motion_adapter of {value.shape[1]} positions"
             )
+    check_any_fit(shapes, state, source)
+
+
+def check_mid_block(unknown: Sequence[str], source: str) -> None:
+    """ModelError when all that is for nothing in the model, weights or layers of a LoRA, is a mid block's."""
+    if unknown and _of_mid_block(unknown):
+        raise ModelError(
+            f"{source} has a mid block ({some(unknown)}), but the motion modules of this model have none; name a "
+            "motion_adapter with one, such as AnimateDiff's v2, or set motion_mid_block to true for new ones"
+        )
+
+
+def _of_mid_block(names: Sequence[str]) -> bool:
+    return all(name.startswith("mid_block.motion_modules.") for name in names)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

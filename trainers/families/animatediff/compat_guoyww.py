@@ -9,9 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainers.families.animatediff.compat_parts import our_names
-from trainers.families.animatediff.compat_swift import count_clips
-from trainers.families.animatediff.compat_tumurzakov import warmup_within
+from trainers.families.animatediff.compat_parts import (
+    OPTIMIZER,
+    SCHEDULE,
+    WEBVID,
+    count_clips,
+    encoded_anew,
+    memory,
+    optimizer,
+    our_names,
+    schedule_notes,
+)
+from trainers.families.animatediff.positions import told_version
 from trainers.foreign import Foreign, Key, read_keys, slashes
 from trainers.settings import ConfigError
 
@@ -36,19 +45,10 @@ TOP = {
     "max_train_steps": Key(int, 100),
     "validation_steps": Key(int, 100),
     "validation_steps_tuple": Key(object),
-    "learning_rate": Key(float, 3e-5),
-    "scale_lr": Key(bool, False),
-    "lr_warmup_steps": Key(int, 0),
-    "lr_scheduler": Key(str, "constant"),
+    **OPTIMIZER,
     "trainable_modules": Key(list, ...),
     "num_workers": Key(int, 32),
     "train_batch_size": Key(int, 1),
-    "adam_beta1": Key(float, 0.9),
-    "adam_beta2": Key(float, 0.999),
-    "adam_weight_decay": Key(float, 1e-2),
-    "adam_epsilon": Key(float, 1e-8),
-    "max_grad_norm": Key(float, 1.0),
-    "gradient_accumulation_steps": Key(int, 1),
     "gradient_checkpointing": Key(bool, False),
     "checkpointing_epochs": Key(int, 5),
     "checkpointing_steps": Key(int, -1),
@@ -69,16 +69,6 @@ VALIDATION = {
     "num_inference_steps": Key(int, 25),
     "guidance_scale": Key(float, 8.0),
 }
-SCHEDULER = {
-    "num_train_timesteps": Key(int, 1000),
-    "beta_start": Key(float, 0.00085),
-    "beta_end": Key(float, 0.012),
-    "beta_schedule": Key(str, "linear"),
-    "steps_offset": Key(int, 1),
-    "clip_sample": Key(bool, False),
-}
-#: The fixed numbers among them.
-FIXED = tuple(key for key in SCHEDULER if key != "beta_schedule")
 
 
 def knows(data: Mapping[str, Any]) -> bool:
@@ -100,7 +90,7 @@ def translate(data: Mapping[str, Any]) -> Foreign:
         TOOL,
         "validation_data.",
     )
-    scheduler = read_keys(top["noise_scheduler_kwargs"], SCHEDULER, TOOL, "noise_scheduler_kwargs.")
+    schedule = read_keys(top["noise_scheduler_kwargs"], SCHEDULE, TOOL, "noise_scheduler_kwargs.")
     if top["unet_checkpoint_path"]:
         raise ConfigError(
             [
@@ -116,14 +106,11 @@ def translate(data: Mapping[str, Any]) -> Foreign:
     method, trainable_modules = ("full", []) if image else _trained(top["trainable_modules"])
     height, width = _size(clips["sample_size"], notes)
     steps = _steps(top, clips, notes)
-    positions = _motion_notes(top["unet_additional_kwargs"], notes) if not image else 32
+    positions, mid_block = (32, True) if image else _motion_form(top["unet_additional_kwargs"], notes)
     if not image:
         notes.append("New motion modules begin without effect, as upstream's do.")
-    notes.append(
-        "Clips are encoded anew at every visit, each with a new random start, as upstream does; dataset.cache with "
-        "some dataset.variants is faster."
-    )
-    _idle_notes(top, data, scheduler, notes)
+    notes.append(encoded_anew("upstream"))
+    _idle_notes(top, data, schedule, notes)
     settings = {
         "family": "animatediff",
         "method": method,
@@ -131,8 +118,9 @@ def translate(data: Mapping[str, Any]) -> Foreign:
         "motion_adapter": None,
         "trainable_modules": trainable_modules,
         "motion_max_seq_length": positions,
+        "motion_mid_block": mid_block,
         "norm_semantics": "original",
-        "beta_schedule": scheduler["beta_schedule"],
+        "beta_schedule": schedule["beta_schedule"],
         "prediction_type": "epsilon",
         "seed": top["global_seed"],
         "max_train_steps": steps["max_train_steps"],
@@ -145,30 +133,12 @@ def translate(data: Mapping[str, Any]) -> Foreign:
             "height": height,
             "width": width,
             "frame_stride": 1 if image else clips["sample_stride"],
-            "frame_selection": "random",
-            "fit": "crop",
-            "repeat_frames": True,
-            "flip": True,
+            **WEBVID,
             "caption_dropout": top["cfg_random_null_text_ratio"] if top["cfg_random_null_text"] else 0.0,
             "batch_size": top["train_batch_size"],
-            "cache": False,
         },
-        "optimizer": {
-            "name": "adamw",
-            "learning_rate": top["learning_rate"],
-            "lr_scheduler": top["lr_scheduler"],
-            "lr_warmup_steps": warmup_within(top["lr_warmup_steps"], steps["max_train_steps"], notes),
-            "beta1": top["adam_beta1"],
-            "beta2": top["adam_beta2"],
-            "weight_decay": top["adam_weight_decay"],
-            "epsilon": top["adam_epsilon"],
-            "gradient_accumulation_steps": 1,
-            "max_grad_norm": top["max_grad_norm"],
-        },
-        "memory": {
-            "gradient_checkpointing": "full" if top["gradient_checkpointing"] else "none",
-            "attention": "xformers" if top["enable_xformers_memory_efficient_attention"] else "sdpa",
-        },
+        "optimizer": optimizer(top, steps["max_train_steps"], notes),
+        "memory": memory(top),
         "validation": {
             "every_steps": top["validation_steps"],
             "prompts": list(dict.fromkeys(drawn["prompts"])),
@@ -232,15 +202,10 @@ def _steps(top: Mapping[str, Any], clips: Mapping[str, Any], notes: list[str]) -
     return {"max_train_steps": steps, "checkpointing_steps": every}
 
 
-def _motion_notes(given: Mapping[str, Any], notes: list[str]) -> int:
-    """Positions of the new motion modules; what else `unet_additional_kwargs` asks for is spoken of."""
+def _motion_form(given: Mapping[str, Any], notes: list[str]) -> tuple[int, bool]:
+    """(positions, mid block) of the new motion modules; what else `unet_additional_kwargs` asks for is spoken of."""
     inner = given.get("motion_module_kwargs")
     inner = inner if isinstance(inner, Mapping) else {}
-    if not given.get("motion_module_mid_block") or not given.get("use_inflated_groupnorm"):
-        notes.append(
-            "unet_additional_kwargs: new motion modules are of the newer form here, with one in the middle block and "
-            "norms of each frame by itself (motion_module_mid_block, use_inflated_groupnorm)."
-        )
     usual = {
         "use_motion_module": True,
         "motion_module_resolutions": [1, 2, 4, 8],
@@ -257,7 +222,8 @@ def _motion_notes(given: Mapping[str, Any], notes: list[str]) -> int:
         "temporal_attention_dim_div": 1,
         "zero_initialize": True,
     }
-    spoken = ("motion_module_kwargs", "motion_module_mid_block", "use_inflated_groupnorm")
+    form = {"motion_module_mid_block": Key(bool, False), "use_inflated_groupnorm": Key(bool, False)}
+    spoken = ("motion_module_kwargs", *form)
     other = [key for key, value in given.items() if key not in spoken and usual.get(key, ...) != value]
     other += [
         key
@@ -268,22 +234,28 @@ def _motion_notes(given: Mapping[str, Any], notes: list[str]) -> int:
         notes.append(f"unet_additional_kwargs: {', '.join(other)} is as in AnimateDiff's own motion modules here.")
     length = {key: value for key, value in inner.items() if key == "temporal_position_encoding_max_len"}
     known = {"temporal_position_encoding_max_len": Key(int, 24)}
-    positions = read_keys(length, known, TOOL, "unet_additional_kwargs.motion_module_kwargs.")
-    return int(positions["temporal_position_encoding_max_len"])
+    read = read_keys(length, known, TOOL, "unet_additional_kwargs.motion_module_kwargs.")
+    positions = int(read["temporal_position_encoding_max_len"])
+    asked = read_keys({key: given[key] for key in form if key in given}, form, TOOL, "unet_additional_kwargs.")
+    mid_block = asked["motion_module_mid_block"]
+    version = told_version(positions, mid_block)
+    if asked["use_inflated_groupnorm"] == (version == "v1"):
+        norms = "over whole clips" if version == "v1" else "of each frame by itself"
+        notes.append(
+            f"use_inflated_groupnorm: motion modules {'with' if mid_block else 'without'} one in the middle block and "
+            f"with {positions} positions are {version}, which has norms {norms}; ComfyUI takes them so."
+        )
+    return positions, mid_block
 
 
-def _idle_notes(
-    top: Mapping[str, Any], data: Mapping[str, Any], scheduler: Mapping[str, Any], notes: list[str]
-) -> None:
+def _idle_notes(top: Mapping[str, Any], data: Mapping[str, Any], schedule: Mapping[str, Any], notes: list[str]) -> None:
     """What upstream ignores, what has nothing to do here, and what is the same for every motion module."""
     if top["gradient_accumulation_steps"] != 1:
         notes.append(
             "gradient_accumulation_steps is 1: upstream has the key, but changes the weights at every batch. For real "
             "accumulation set optimizer.gradient_accumulation_steps."
         )
-    other = [key for key in FIXED if scheduler[key] != SCHEDULER[key].default]
-    if other:
-        notes.append(f"{', '.join(other)}: AnimateDiff's own numbers are used, for every motion module has them.")
+    notes += schedule_notes(schedule)
     swallowed = [f"validation_data.{key}" for key in top["validation_data"] if key not in VALIDATION]
     ignored = [key for key in ("ema_decay", "scale_lr") if data.get(key) is not None]
     useless = ["validation_steps_tuple", "num_workers", "name", "launcher", "use_wandb", "is_debug"]

@@ -1,11 +1,109 @@
-"""Which parts of the motion modules another trainer's names mean, as our `trainable_modules`. No torch."""
+"""What AnimateDiff's trainers have in common, for they grew out of each other: keys with their defaults, their meaning
+in our words, and the names of the motion modules' parts as our `trainable_modules`. No torch.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from trainers.config import DatasetConfig
+from trainers.data.clips import DatasetError
+from trainers.data.formats import webvid
+from trainers.foreign import Key
 from trainers.settings import ConfigError
+
+# --- how it is trained -----------------------------------------------------------------------------------------------
+
+#: The optimizer's keys in guoyww's trainer and in its fork.
+OPTIMIZER = {
+    "learning_rate": Key(float, 3e-5),
+    "scale_lr": Key(bool, False),
+    "lr_scheduler": Key(str, "constant"),
+    "lr_warmup_steps": Key(int, 0),
+    "adam_beta1": Key(float, 0.9),
+    "adam_beta2": Key(float, 0.999),
+    "adam_weight_decay": Key(float, 1e-2),
+    "adam_epsilon": Key(float, 1e-8),
+    "max_grad_norm": Key(float, 1.0),
+    "gradient_accumulation_steps": Key(int, 1),
+}
+#: The noise schedule's keys, in configs and in command lines.
+SCHEDULE = {
+    "num_train_timesteps": Key(int, 1000),
+    "beta_start": Key(float, 0.00085),
+    "beta_end": Key(float, 0.012),
+    "beta_schedule": Key(str, "linear"),
+    "steps_offset": Key(int, 1),
+    "clip_sample": Key(bool, False),
+}
+
+
+def optimizer(top: Mapping[str, Any], max_train_steps: int, notes: list[str]) -> dict[str, Any]:
+    """Our section for what was read with `OPTIMIZER`, but for what scale_lr and gradient_accumulation_steps ask."""
+    warmup = top["lr_warmup_steps"]
+    if warmup > max_train_steps:
+        notes.append(f"lr_warmup_steps {warmup} is more than the whole run: it is {max_train_steps} here.")
+    return {
+        "name": "adamw",
+        "learning_rate": top["learning_rate"],
+        "lr_scheduler": top["lr_scheduler"],
+        "lr_warmup_steps": min(warmup, max_train_steps),
+        "beta1": top["adam_beta1"],
+        "beta2": top["adam_beta2"],
+        "weight_decay": top["adam_weight_decay"],
+        "epsilon": top["adam_epsilon"],
+        "gradient_accumulation_steps": 1,
+        "max_grad_norm": top["max_grad_norm"],
+    }
+
+
+def memory(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Our section for the two switches that every one of them has."""
+    return {
+        "gradient_checkpointing": "full" if values["gradient_checkpointing"] else "none",
+        "attention": "xformers" if values["enable_xformers_memory_efficient_attention"] else "sdpa",
+    }
+
+
+def schedule_notes(values: Mapping[str, Any]) -> list[str]:
+    """What is said of the noise schedule's numbers that are the same in everything that AnimateDiff made."""
+    other = [key for key in SCHEDULE if key != "beta_schedule" and values[key] != SCHEDULE[key].default]
+    return [f"{', '.join(other)}: AnimateDiff's own numbers are used, for every motion module has them."] * bool(other)
+
+
+# --- what is seen ----------------------------------------------------------------------------------------------------
+
+#: How guoyww's dataset, which swift has as well, makes samples of WebVid's clips.
+WEBVID = {
+    "frame_selection": "random",
+    "fit": "crop",
+    "repeat_frames": True,
+    "flip": True,
+    "cache": False,
+}
+
+
+def encoded_anew(upstream: str) -> str:
+    """What is said of a dataset whose samples begin elsewhere at every visit."""
+    return (
+        f"Clips are encoded anew at every visit, each with a new random start, as {upstream} does; dataset.cache with "
+        "some dataset.variants is faster."
+    )
+
+
+def count_clips(csv_file: str, folder: str | None, most: int | None) -> int | None:
+    """How many rows of a WebVid CSV file have their video, `most` at most; None when it cannot be read here."""
+    config = DatasetConfig(path=csv_file, format="webvid", video_folder=folder, max_clips=most)
+    try:
+        return sum(not entry.problem for entry in webvid.read(config, Path()))
+    except DatasetError:
+        return None
+
+
+# --- which parts are trained -----------------------------------------------------------------------------------------
 
 _RENAMED = (
     ("temporal_transformer", ""),

@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.config import DatasetConfig
-from trainers.data.clips import DatasetError
-from trainers.data.formats import webvid
-from trainers.foreign import Command, Foreign, Key, lines_of, options, read_command, read_keys, slashes
+from trainers.families.animatediff.compat_parts import (
+    SCHEDULE,
+    WEBVID,
+    count_clips,
+    encoded_anew,
+    memory,
+    schedule_notes,
+)
+from trainers.foreign import Foreign, Key, lines_of, read_keys, slashes
 from trainers.settings import ConfigError
+from trainers.shell import Command, options, read_command
 
 TRAIN, INFER = "animatediff_sft.py", "animatediff_infer.py"
 
@@ -35,12 +41,7 @@ _MODEL = {
     "sample_n_frames": Key(int, 16),
     "motion_num_attention_heads": Key(int, 8),
     "motion_max_seq_length": Key(int, 32),
-    "num_train_timesteps": Key(int, 1000),
-    "beta_start": Key(float, 0.00085),
-    "beta_end": Key(float, 0.012),
-    "beta_schedule": Key(str, "linear"),
-    "steps_offset": Key(int, 1),
-    "clip_sample": Key(bool, False),
+    **SCHEDULE,
 }
 TRAINING = _MODEL | {
     "guidance_scale": Key(float, 8.0),
@@ -98,8 +99,6 @@ IDLE_IN_INFERENCE = (
 #: Arguments that have nothing to do here.
 WITHOUT_USE = ("ddp_backend", "dataloader_num_workers")
 HUB = ("push_to_hub", "hub_model_id", "push_hub_strategy", "hub_token")
-#: Arguments of the noise schedule that are the same in everything that AnimateDiff made.
-FIXED = ("num_train_timesteps", "beta_start", "beta_end", "steps_offset", "clip_sample")
 
 NEGATIVE_PROMPT = "bad quality, worse quality"  # in its code
 FPS = 10.0  # of the GIFs that it writes
@@ -176,10 +175,7 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
     prompts = _validation_prompts(values["validation_prompts_path"], notes)
     notes += _hub_note(base, adapter)
     notes += _machine_notes(command)
-    notes.append(
-        "Clips are encoded anew at every visit, each with a new random start, as swift does; dataset.cache with some "
-        "dataset.variants is faster."
-    )
+    notes.append(encoded_anew("swift"))
     idle = _idle(given, IDLE_IN_TRAINING, WITHOUT_USE)
     if method != "lora":
         idle += [name for name in given if name.startswith("lora_")]
@@ -190,7 +186,7 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
         notes.append(f"Nothing is uploaded: {', '.join(hub)} are left out.")
     if values["use_wandb"]:
         notes.append("use_wandb is left out; tracking.tracker can be tensorboard, and the run folder holds the curves.")
-    notes += _schedule_notes(values)
+    notes += schedule_notes(values) + _revision_notes(values)
     notes.append(
         "norm_semantics is original, as ComfyUI and sd-webui compute; swift trained with diffusers' norms: set "
         "norm_semantics to diffusers to generate with diffusers or swift."
@@ -209,6 +205,7 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
         "motion_adapter": adapter,
         "trainable_modules": trainable_modules,
         "motion_max_seq_length": 32,
+        "motion_mid_block": True,
         "norm_semantics": "original",
         "beta_schedule": values["beta_schedule"],
         "prediction_type": "epsilon",
@@ -224,13 +221,9 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
             "height": values["sample_size"],
             "width": values["sample_size"],
             "frame_stride": values["sample_stride"],
-            "frame_selection": "random",
-            "fit": "crop",
-            "repeat_frames": True,
-            "flip": True,
+            **WEBVID,
             "caption_dropout": values["text_dropout_rate"],
             "batch_size": values["batch_size"],
-            "cache": False,
         },
         "adapter": {
             "rank": values["lora_rank"],
@@ -247,10 +240,7 @@ def _training(values: Mapping[str, Any], given: Mapping[str, Any], command: Comm
             "gradient_accumulation_steps": values["gradient_accumulation_steps"],
             "max_grad_norm": values["max_grad_norm"],
         },
-        "memory": {
-            "gradient_checkpointing": "full" if values["gradient_checkpointing"] else "none",
-            "attention": "xformers" if values["enable_xformers_memory_efficient_attention"] else "sdpa",
-        },
+        "memory": memory(values),
         "validation": {
             "every_steps": steps["eval_steps"],
             "prompts": prompts,
@@ -381,7 +371,7 @@ def _inference(values: Mapping[str, Any], given: Mapping[str, Any], notes: list[
     )
     notes += _hub_note(base, adapter)
     notes.append("Every prompt begins from the seed; in swift it depends on the prompts before it.")
-    notes += _schedule_notes(values)
+    notes += schedule_notes(values) + _revision_notes(values)
     idle = _idle(given, IDLE_IN_INFERENCE, ())
     if idle:
         notes.append(f"No effect: {', '.join(idle)}.")
@@ -436,15 +426,6 @@ def _native_size(base: str) -> int:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def count_clips(csv_file: str, folder: str | None, most: int | None) -> int | None:
-    """How many rows of a WebVid CSV file have their video, `most` at most; None when it cannot be read here."""
-    config = DatasetConfig(path=csv_file, format="webvid", video_folder=folder, max_clips=most)
-    try:
-        return sum(not entry.problem for entry in webvid.read(config, Path()))
-    except DatasetError:
-        return None
-
-
 def _path(given: str | None) -> str | None:
     return None if given is None else slashes(given)
 
@@ -462,14 +443,9 @@ def _hub_note(base: str, adapter: str | None) -> list[str]:
     ]
 
 
-def _schedule_notes(values: Mapping[str, Any]) -> list[str]:
-    """Of the noise schedule's fixed numbers that were to be others, and of revisions."""
-    other = [name for name in FIXED if values[name] != _MODEL[name].default]
-    found = [f"{', '.join(other)}: AnimateDiff's own numbers are used, for every motion module has them."] * bool(other)
+def _revision_notes(values: Mapping[str, Any]) -> list[str]:
     revisions = [name for name in ("model_revision", "motion_adapter_revision") if values[name] is not None]
-    if revisions:
-        found.append(f"{', '.join(revisions)} is left out: the newest revision is taken.")
-    return found
+    return [f"{', '.join(revisions)} is left out: the newest revision is taken."] if revisions else []
 
 
 def _idle(given: Mapping[str, Any], ignored: Sequence[str], useless: Sequence[str]) -> list[str]:

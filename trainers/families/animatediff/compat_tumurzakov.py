@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.video import VideoError, probe
-from trainers.families.animatediff.compat_parts import our_modules
+from trainers.families.animatediff.compat_parts import OPTIMIZER, encoded_anew, memory, optimizer, our_modules
 from trainers.foreign import Foreign, Key, read_keys, slashes, texts
 from trainers.settings import ConfigError
 
@@ -28,16 +28,7 @@ BOTH = {
     "trainable_modules": Key(list, ["to_q"]),
     "train_batch_size": Key(int, 1),
     "max_train_steps": Key(int, 500),
-    "learning_rate": Key(float, 3e-5),
-    "scale_lr": Key(bool, False),
-    "lr_scheduler": Key(str, "constant"),
-    "lr_warmup_steps": Key(int, 0),
-    "adam_beta1": Key(float, 0.9),
-    "adam_beta2": Key(float, 0.999),
-    "adam_weight_decay": Key(float, 1e-2),
-    "adam_epsilon": Key(float, 1e-8),
-    "max_grad_norm": Key(float, 1.0),
-    "gradient_accumulation_steps": Key(int, 1),
+    **OPTIMIZER,
     "gradient_checkpointing": Key(bool, True),
     "checkpointing_steps": Key(int, 500),
     "start_global_step": Key(int, 0),
@@ -132,7 +123,7 @@ def translate(data: Mapping[str, Any]) -> Foreign:
     trained = _trained(top, data, notes)
     dataset = _dataset(top, data, notes)
     base, prediction_type = _base(top, notes)
-    optimizer = _optimizer(top, data, notes)
+    optimizing = _optimizer(top, data, notes)
     validation, windows = _validation(top, notes)
     seed = 42 if top["seed"] is None else top["seed"]
     if top["seed"] is None:
@@ -170,11 +161,8 @@ def translate(data: Mapping[str, Any]) -> Foreign:
         "mixed_precision": _precision(top["mixed_precision"]),
         "dataset": dataset,
         **({"adapter": trained["adapter"]} if trained["adapter"] else {}),
-        "optimizer": optimizer,
-        "memory": {
-            "gradient_checkpointing": "full" if top["gradient_checkpointing"] else "none",
-            "attention": "xformers" if top["enable_xformers_memory_efficient_attention"] else "sdpa",
-        },
+        "optimizer": optimizing,
+        "memory": memory(top),
         "validation": {**validation, "seed": seed, "fps": 8},
         "checkpoint": {"every_steps": top["checkpointing_steps"], "keep_last": None},
         "tracking": {"tracker": _tracker(top, notes)},
@@ -270,10 +258,7 @@ def _animate_diff(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         width, height = own or (512, 512)
     random_start = values["randomize"]
     if random_start:
-        notes.append(
-            "Clips are encoded anew at every visit, each with a new random start, as upstream does; dataset.cache with "
-            "some dataset.variants is faster."
-        )
+        notes.append(encoded_anew("upstream"))
     return {
         "path": folder,
         "format": "sidecar",
@@ -403,25 +388,8 @@ def _optimizer(top: Mapping[str, Any], data: Mapping[str, Any], notes: list[str]
         )
     if WITH_LORA.keys() & data.keys():
         notes.append("max_grad_norm takes effect here; upstream's train_with_lora.py clips nothing by mistake.")
-    return {
-        "name": name,
-        "learning_rate": rate,
-        "lr_scheduler": top["lr_scheduler"],
-        "lr_warmup_steps": warmup_within(top["lr_warmup_steps"], top["max_train_steps"], notes),
-        "beta1": top["adam_beta1"],
-        "beta2": top["adam_beta2"],
-        "weight_decay": top["adam_weight_decay"],
-        "epsilon": top["adam_epsilon"],
-        "gradient_accumulation_steps": accumulation,
-        "max_grad_norm": top["max_grad_norm"],
-    }
-
-
-def warmup_within(steps: int, most: int, notes: list[str]) -> int:
-    """Warmup steps that a run of `most` steps can have."""
-    if steps > most:
-        notes.append(f"lr_warmup_steps {steps} is more than the whole run: it is {most} here.")
-    return min(steps, most)
+    found = optimizer(top, top["max_train_steps"], notes)
+    return {**found, "name": name, "learning_rate": rate, "gradient_accumulation_steps": accumulation}
 
 
 def _precision(given: Any) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from trainers.config import SampleConfig, TrainConfig
+from trainers.config import MemoryConfig, SampleConfig, TrainConfig
 from trainers.families.animatediff.positions import is_lora_file, motion_positions
-from trainers.families.base import Finding, ModelFamily
+from trainers.families.base import Finding, ModelFamily, is_hub_id
 from trainers.foreign import Foreign
 from trainers.settings import FieldError, setting
 
@@ -20,6 +19,34 @@ if TYPE_CHECKING:
 
 SIZE_MULTIPLE = 8  # the VAE halves each side three times
 Method = Literal["lora", "motion_module", "full"]
+
+# Windows, the same for the samples of a run and for a comparison. Not a class that both inherit: its fields would come
+# before the family's own in the form, in --help and in YAML.
+ContextLength = Annotated[
+    int | None,
+    setting(
+        None,
+        "Draw clips in overlapping windows of this many frames, so that they may be longer than the motion module's "
+        "positions. Empty: all frames at once.",
+        ge=1,
+    ),
+]
+ContextStride = Annotated[
+    int, setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
+]
+ContextOverlap = Annotated[
+    int, setting(4, "Frames that neighbouring windows share; at most one less than a window has.", ge=0)
+]
+
+
+class AnimateDiffMemoryConfig(MemoryConfig):
+    """What trades time for memory."""
+
+    attention: Literal["sdpa", "xformers"] = setting(
+        "sdpa",
+        "sdpa is PyTorch's own. xformers is used only if it works on the device; otherwise sdpa, with a message.",
+    )
+    encode_frames: int = setting(8, "Frames that the video encoder and decoder take at a time.", ge=1)
 
 
 class AnimateDiffTrainConfig(TrainConfig):
@@ -32,6 +59,7 @@ class AnimateDiffTrainConfig(TrainConfig):
         "of the denoiser.",
         basic=True,
     )
+    memory: AnimateDiffMemoryConfig = Field(default_factory=AnimateDiffMemoryConfig)
     motion_adapter: str | None = setting(
         None,
         "The motion module to start from: a diffusers MotionAdapter folder, an original checkpoint file (.ckpt, .pth, "
@@ -56,6 +84,13 @@ class AnimateDiffTrainConfig(TrainConfig):
         "Positions of a new motion module: the most frames it can ever take. A given one has its own.",
         ge=1,
         le=4096,
+        show_if={"motion_adapter": [None]},
+    )
+    motion_mid_block: bool = setting(
+        True,
+        "Put a new motion module into the middle block as well, as in AnimateDiff's v2. Off: they are a v3 if they "
+        "have 32 positions, else a v1, with norms over whole clips; ComfyUI tells the versions apart in the same way.",
+        show_if={"motion_adapter": [None]},
     )
     norm_semantics: Literal["original", "diffusers"] = setting(
         "original",
@@ -68,16 +103,9 @@ class AnimateDiffTrainConfig(TrainConfig):
         "the base model's file.",
     )
     prediction_type: Literal["epsilon", "v_prediction"] = setting("epsilon", "What the denoiser predicts.")
-    context_length: int | None = setting(
-        None,
-        "Draw samples in overlapping windows of this many frames, so that they may be longer than the motion module's "
-        "positions. Empty: all frames at once.",
-        ge=1,
-    )
-    context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
-    context_overlap: int = setting(
-        4, "Frames that neighbouring windows share; at most one less than a window has.", ge=0
-    )
+    context_length: ContextLength
+    context_stride: ContextStride
+    context_overlap: ContextOverlap
     num_inversion_steps: int | None = setting(
         None,
         "Begin validation samples from a training clip turned back into noise in this many steps (DDIM inversion), "
@@ -150,16 +178,11 @@ class AnimateDiffSampleConfig(SampleConfig):
     beta_schedule: Literal["linear", "scaled_linear", "base"] | None = setting(
         None, "Noise schedule. Empty: as each checkpoint was trained; linear where none says."
     )
-    context_length: int | None = setting(
-        None,
-        "Draw in overlapping windows of this many frames, so that clips may be longer than the motion module's "
-        "positions. Empty: all frames at once.",
-        ge=1,
-    )
-    context_stride: int = setting(3, "How many spacings of frames within a window are used: 1, 2, 4, ...", ge=1, le=16)
-    context_overlap: int = setting(
-        4, "Frames that neighbouring windows share; at most one less than a window has.", ge=0
-    )
+    context_length: ContextLength
+    context_stride: ContextStride
+    context_overlap: ContextOverlap
+    attention: Literal["sdpa", "xformers"] = setting("sdpa", "sdpa is PyTorch's own; xformers only if it works.")
+    encode_frames: int = setting(8, "Frames that the video decoder takes at a time.", ge=1)
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -206,13 +229,6 @@ def _check_frames(config: TrainConfig | SampleConfig, positions: int) -> None:
                 f"is {frames}, but the motion module {config.motion_adapter} has {positions} positions; lower it to "
                 f"{positions}" + (" or set context_length" if frames == config.num_frames else ""),
             )
-
-
-def is_hub_id(value: str) -> bool:
-    """Whether a text that is no path here can be OWNER/NAME on the Hugging Face Hub."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", value)) and not value.endswith(
-        (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
-    )
 
 
 def advice(config: TrainConfig, rows: Sequence[LedgerRow]) -> list[Finding]:

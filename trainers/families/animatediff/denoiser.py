@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from torch.utils.checkpoint import checkpoint
 
-from trainers.families.animatediff.checkpoint import MotionFacts, State, fitting_heads, load_strictly
+from trainers.errors import why
+from trainers.families import weights
+from trainers.families.animatediff.checkpoint import MotionFacts, fitting_heads, load_strictly
+from trainers.families.animatediff.positions import Version, told_version
 from trainers.families.base import ModelError
+from trainers.families.weights import State, is_pattern, matching
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Motion:
     positions: int = 32
     mid_block: bool = True
     heads: int | None = None
-    version: Literal["v1", "v2", "v3"] | None = None
+    version: Version | None = None
     stretch: int = 1
 
 
@@ -57,7 +58,7 @@ def new_motion_modules(unet2d: UNet2DConditionModel, motion: Motion) -> tuple[Mo
         if isinstance(module, AnimateDiffTransformer3D):
             torch.nn.init.zeros_(module.proj_out.weight)
             torch.nn.init.zeros_(module.proj_out.bias)
-    version = motion.version or ("v2" if motion.mid_block else "v3")
+    version = motion.version or told_version(motion.positions, motion.mid_block)
     return adapter, MotionFacts(motion.positions, motion.mid_block, version, heads, unet2d.config.norm_num_groups)
 
 
@@ -101,23 +102,9 @@ def motion_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def lora_targets(unet: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
-    """Paths of the linear layers that get a LoRA, in the order of the denoiser. ModelError lists what is there.
-
-    An ending is looked for inside the motion modules; a regular expression must match the whole path of any linear
-    layer of the denoiser, so that image layers can be meant as well.
-    """
-    linear = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear)]
-    motion = [name for name in linear if ".motion_modules." in name]
-    chosen: set[str] = set()
-    for line in wanted:
-        found = _matching(line, "adapter.target_modules", linear, motion)
-        if not found:
-            raise ModelError(
-                f"adapter.target_modules: {line!r} is no linear layer of the motion modules; there are "
-                f"{', '.join(_kinds(motion))}"
-            )
-        chosen.update(found)
-    return [name for name in linear if name in chosen]
+    """Paths of the linear layers that get a LoRA: an ending means layers of the motion modules, a regular expression
+    any linear layer, so that image layers can be meant as well."""
+    return weights.lora_targets(unet, wanted, ".motion_modules.", "the motion modules", _kinds)
 
 
 def chosen_parameters(unet: torch.nn.Module, wanted: Sequence[str]) -> list[torch.nn.Parameter]:
@@ -131,33 +118,17 @@ def chosen_parameters(unet: torch.nn.Module, wanted: Sequence[str]) -> list[torc
         wanted = [r".*\.motion_modules\..*"]
     chosen: dict[int, torch.nn.Parameter] = {}
     for line in wanted:
-        parts = _matching(line, "trainable_modules", list(layers), list(layers))
+        parts = matching(line, "trainable_modules", list(layers), list(layers))
         found = {id(p): p for name in parts for p in layers[name].parameters()}
         if is_pattern(line):
             own = {name: p for name, p in unet.named_parameters() if ".motion_modules." in name}
-            found |= {id(own[name]): own[name] for name in _matching(line, "trainable_modules", list(own), [])}
+            found |= {id(own[name]): own[name] for name in matching(line, "trainable_modules", list(own), [])}
         if not found:
             raise ModelError(
                 f"trainable_modules: {line!r} is no part of the motion modules; there are {', '.join(_kinds(layers))}"
             )
         chosen |= found
     return [p for p in unet.parameters() if id(p) in chosen]
-
-
-def is_pattern(line: str) -> bool:
-    """Whether a line is a regular expression; the names of layers consist of letters, digits, _ and dots."""
-    return re.fullmatch(r"[\w.]*", line) is None
-
-
-def _matching(line: str, where: str, whole: Sequence[str], below: Sequence[str]) -> list[str]:
-    """Names of `whole` that a regular expression matches, or names of `below` that end so."""
-    if not is_pattern(line):
-        return [name for name in below if name == line or name.endswith("." + line)]
-    try:
-        pattern = re.compile(line)
-    except re.error as error:
-        raise ModelError(f"{where}: {line!r} is no regular expression: {error}") from error
-    return [name for name in whole if pattern.fullmatch(name)]
 
 
 def _kinds(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -171,19 +142,12 @@ def _kinds(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def checkpoint_blocks(unet: UNetMotionModel, keep_random_state: bool) -> None:
-    """Compute resnets, spatial transformers and motion modules again in the backward pass instead of keeping their
-    activations. diffusers' own switch reaches the resnets only, at more than twice the memory."""
-    for part in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        for module in part.modules():
-            if isinstance(module, (ResnetBlock2D, Transformer2DModel, AnimateDiffTransformer3D)):
-                module.forward = partial(_checkpointed, module.forward, keep_random_state)
-
-
-def _checkpointed(forward: Any, keep_random_state: bool, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keep_random_state, **kwargs)
+def blocks(unet: UNetMotionModel) -> list[torch.nn.Module]:
+    """What is worth computing again in the backward pass: resnets, spatial transformers and motion modules. diffusers'
+    own switch reaches the resnets only, at more than twice the memory."""
+    parts = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
+    kinds = (ResnetBlock2D, Transformer2DModel, AnimateDiffTransformer3D)
+    return [module for part in parts for module in part.modules() if isinstance(module, kinds)]
 
 
 def use_xformers(unet: torch.nn.Module, where: torch.device, dtype: torch.dtype) -> None:
@@ -197,8 +161,7 @@ def use_xformers(unet: torch.nn.Module, where: torch.device, dtype: torch.dtype)
         tiny = torch.zeros(1, 16, 2, 32, device=where, dtype=dtype, requires_grad=True)
         memory_efficient_attention(tiny, tiny, tiny).sum().backward()
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError, NotImplementedError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("xformers does not work on %s (%s); PyTorch's own attention is used", where, reason)
+        log.warning("xformers does not work on %s (%s); PyTorch's own attention is used", where, why(error))
         return
     for module in unet.modules():
         if isinstance(module, Transformer2DModel):

@@ -4,29 +4,23 @@ computes, before it gets its name."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainers import lora
 from trainers.families.animatediff import motion_lora
 from trainers.families.animatediff.checkpoint import (
     HEADER,
-    WEIGHTS,
     MotionFacts,
-    State,
     Take,
     build_adapter,
-    check_fit,
+    check_mid_block,
     find_adapter,
     motion_part,
     parse_original,
@@ -34,21 +28,32 @@ from trainers.families.animatediff.checkpoint import (
     read_motion,
     read_take,
     to_original,
-    told_version,
 )
 from trainers.families.animatediff.config import FAMILY
 from trainers.families.animatediff.denoiser import stretched
-from trainers.families.animatediff.files import PICKLES, read_tensors
+from trainers.families.animatediff.positions import told_version
 from trainers.families.base import ExportRequest, ModelError
+from trainers.families.files import PICKLES, WEIGHTS, read_tensors
+from trainers.families.weights import State
+from trainers.families.writing import (
+    DTYPES,
+    cast,
+    check_range,
+    difference,
+    generators,
+    in_words,
+    lora_outputs,
+    match,
+    merged,
+    write_lora,
+    write_whole,
+)
 from trainers.lora import Lora, some
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MODULE_FORMATS = ("original", "diffusers")
 PREFIX = "unet"  # diffusers' name of the layers' model in a LoRA file
 CONVENTIONS = ("norm_semantics", "beta_schedule", "prediction_type")
 STRETCH = "motion_module_pe_multiplier"  # what a LoRA's motion module needs before it fits; a module has had it
-#: How far an output of what was written may lie from that of its source, relative to what the weights add to it.
-TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}
 
 
 def export(request: ExportRequest) -> str:
@@ -104,17 +109,17 @@ def _export_module(request: ExportRequest, take: Take) -> str:
         else:
             again, facts_again, told = read_folder(path, {})
             found = again
-        _match(found, target, path)
+        match(found, target, path)
         if told and facts_again.version != facts.version:  # a pickle has no header to tell
             raise ModelError(f"{path} was written, but came back as a {facts_again.version}, not a {facts.version}")
-        return _difference(module_outputs(base, facts, adapter), module_outputs(again, facts, {}), request)
+        return difference(module_outputs(base, facts, adapter), module_outputs(again, facts, {}), request)
 
-    difference = _write_whole(request.out, write, check)
-    merged = f"the LoRA merged at strength {request.strength:g}, " if adapter else ""
+    found = write_whole(request.out, write, check)
+    with_lora = f"the LoRA merged at strength {request.strength:g}, " if adapter else ""
     return (
         f"wrote {request.out}: {len(target)} keys matched, {facts.positions} positions, "
-        f"{'with' if facts.mid_block else 'without'} mid block, {request.dtype}, {merged}"
-        f"{_in_words(difference)}{_remarks(request, take, facts)}"
+        f"{'with' if facts.mid_block else 'without'} mid block, {request.dtype}, {with_lora}"
+        f"{in_words(found)}{_remarks(request, take, facts)}"
     )
 
 
@@ -144,18 +149,8 @@ def _source(request: ExportRequest, take: Take) -> tuple[State, MotionFacts, dic
 def merge(state: Mapping[str, torch.Tensor], adapter: Mapping[str, Lora], source: str) -> State:
     """A copy of `state` with a LoRA added; ModelError when it is for other layers or shapes."""
     unknown = [path for path in adapter if f"{path}.weight" not in state]
-    if unknown:
-        raise ModelError(f"{source} has adapters for layers that the motion adapter lacks: {some(unknown)}")
-    merged = dict(state)
-    for path, layer in adapter.items():
-        weight, change = state[f"{path}.weight"], layer.delta()
-        if weight.shape != change.shape:
-            raise ModelError(
-                f"{source} does not fit the motion adapter: {path} is {tuple(weight.shape)}, but its adapter is for "
-                f"{tuple(change.shape)}"
-            )
-        merged[f"{path}.weight"] = weight + change
-    return merged
+    check_mid_block(unknown, source)
+    return merged(state, adapter, source, "the motion adapter")
 
 
 def module_outputs(state: State, facts: MotionFacts, adapter: Mapping[str, Lora]) -> dict[str, torch.Tensor]:
@@ -170,7 +165,7 @@ def module_outputs(state: State, facts: MotionFacts, adapter: Mapping[str, Lora]
     motion.eval()
     frames = min(facts.positions, 16)
     outputs = {}
-    for (name, module), generator in zip(_modules(motion), _generators(), strict=False):
+    for (name, module), generator in zip(_modules(motion), generators(), strict=False):
         given = torch.randn(frames, module.norm.num_channels, 2, 2, generator=generator)  # (f, c, h, w)
         outputs[name] = module(given, num_frames=frames) - given
     return outputs
@@ -180,13 +175,6 @@ def _modules(motion: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in motion.named_modules():
         if isinstance(module, AnimateDiffTransformer3D):
             yield name, module
-
-
-def _generators() -> Iterator[torch.Generator]:
-    seed = 0
-    while True:
-        yield torch.Generator().manual_seed(seed)
-        seed += 1
 
 
 def groups_of(facts: MotionFacts, state: Mapping[str, torch.Tensor]) -> int:
@@ -227,29 +215,18 @@ def _export_lora(request: ExportRequest, take: Take) -> str:
             f"{some(image)}; format diffusers-lora has"
         )
     adapter = {path: layer.folded(request.strength) for path, layer in take.lora.items()}
-    dtype = DTYPES[request.dtype]
-    for path, layer in adapter.items():
-        if not all(half.to(dtype).isfinite().all() for half in (layer.down, layer.up)):
-            raise ModelError(f"{take.path} has numbers at {path} that {request.dtype} cannot hold; use --dtype fp32")
+    check_range(adapter, request)
     header = {HEADER: json.dumps({**_conventions(take), STRETCH: int(take.meta.get(STRETCH, 1))})}
-    target = motion_lora.to_original(adapter, dtype) if request.format == "motion-lora" else None
+    if request.format == "motion-lora":
+        target = motion_lora.to_original(adapter, DTYPES[request.dtype])
 
-    def write(path: Path) -> None:
-        if target is not None:
-            _save(target, path, header)
-        else:
-            if path.suffix != ".safetensors":
-                path.mkdir()
-            lora.write_folded(_lora_file(path), adapter, PREFIX, dtype, header)
+        def check(path: Path) -> float:
+            match(read_tensors(path)[0], target, path)
+            return difference(lora_outputs(adapter), lora_outputs(read_take(path).lora), request)
 
-    def check(path: Path) -> float:
-        found, _ = read_tensors(_lora_file(path))
-        wanted = lora.folded_state(adapter, PREFIX, dtype) if target is None else target
-        _match(found, wanted, path)
-        again = read_take(path)
-        return _difference(lora_outputs(adapter), lora_outputs(again.lora), request)
-
-    difference = _write_whole(request.out, write, check)
+        told = in_words(write_whole(request.out, lambda path: _save(target, path, header), check))
+    else:
+        told = write_lora(request, adapter, PREFIX, header, lambda path: read_take(path).lora)
     ranks = sorted({layer.rank for layer in adapter.values()})
     remark = ""
     if request.format == "diffusers-lora" and any(path.endswith((".proj_in", ".proj_out")) for path in adapter):
@@ -258,21 +235,8 @@ def _export_lora(request: ExportRequest, take: Take) -> str:
     return (
         f"wrote {request.out}: {2 * len(adapter)} keys matched on {len(adapter)} layers, "
         f"rank {' and '.join(map(str, ranks))}, {request.dtype}, strength {request.strength:g} of the checkpoint's, "
-        f"{_in_words(difference)}{remark}"
+        f"{told}{remark}"
     )
-
-
-def _lora_file(path: Path) -> Path:
-    return path / lora.FILE_NAME if path.is_dir() else path
-
-
-def lora_outputs(adapter: Mapping[str, Lora]) -> dict[str, torch.Tensor]:
-    """What each layer of a LoRA adds for a fixed random input."""
-    outputs = {}
-    for (path, layer), generator in zip(sorted(adapter.items()), _generators(), strict=False):
-        given = torch.randn(4, layer.down.shape[1], generator=generator)  # (n, in)
-        outputs[path] = given @ layer.down.float().T @ layer.up.float().T * (layer.alpha / layer.rank)
-    return outputs
 
 
 # --- writing and checking --------------------------------------------------------------------------------------------
@@ -284,13 +248,7 @@ def _in_full(state: Mapping[str, torch.Tensor]) -> State:
 
 def _cast(value: torch.Tensor, key: str, request: ExportRequest) -> torch.Tensor:
     """A weight in the asked precision. Positional encodings stay float32, as the original's buffers are."""
-    cast = value if key.endswith(".pe") else value.to(DTYPES[request.dtype])
-    if not cast.isfinite().all():
-        raise ModelError(
-            f"{request.checkpoint} has numbers at {key} that {request.dtype} cannot hold"
-            + ("; use --dtype fp32" if request.dtype == "fp16" else "")
-        )
-    return cast
+    return value if key.endswith(".pe") else cast(value, key, request)
 
 
 def _conventions(take: Take) -> dict[str, Any]:
@@ -304,59 +262,3 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, header: Mapping[str, st
         save_file(dict(state), path, metadata={**header, "format": "pt"})
     else:
         torch.save(dict(state), path)
-
-
-def _match(found: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], path: Path) -> None:
-    """ModelError unless a file came back with exactly these keys and numbers."""
-    check_fit({key: value.shape for key, value in target.items()}, found, str(path))
-    changed = [key for key, value in target.items() if not torch.equal(found[key], value)]
-    if changed:
-        raise ModelError(f"{path} was written, but {some(changed)} came back changed; it has been removed")
-
-
-def _difference(source: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], request: ExportRequest) -> float:
-    """The largest difference between outputs, relative to the outputs; ModelError where it is beyond the tolerance."""
-    largest = 0.0
-    hint = ", use --dtype fp32" if request.dtype == "fp16" else ""
-    for name, output in source.items():
-        apart = float((again[name] - output).abs().max())
-        relative = apart / max(float(output.abs().max()), 1e-3)
-        if not relative <= TOLERANCE[request.dtype]:
-            raise ModelError(
-                f"{request.out} was written, but {name} computes something else when it is read again (by "
-                f"{relative:.1e} of its output); it has been removed{hint}"
-            )
-        largest = max(largest, relative)
-    return largest
-
-
-def _in_words(difference: float) -> str:
-    return "read again, outputs equal" if difference == 0 else f"read again, outputs within {difference:.0e} of theirs"
-
-
-def _write_whole(out: Path, write: Callable[[Path], None], check: Callable[[Path], float]) -> float:
-    """Write beside, check, and only then give it its name; what `check` gave."""
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{os.getpid()}-{out.name}")
-    try:
-        with _writing(out):
-            write(beside)
-        with torch.no_grad():
-            difference = check(beside)
-        beside.rename(out)
-        return difference
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside)
-        else:
-            beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """ModelError where nothing can be written: a folder that is closed to us, a full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{out} cannot be written: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, MotionAdapter, UNet2DConditionModel
-from torch.nn.parallel import DistributedDataParallel
 
 from trainers import lora
 from trainers.families.animatediff.base_model import BaseModel
@@ -26,6 +25,7 @@ from trainers.families.animatediff.checkpoint import (
     Take,
     build_adapter,
     check_fit,
+    check_mid_block,
     find_adapter,
     motion_part,
     read_motion,
@@ -34,7 +34,7 @@ from trainers.families.animatediff.checkpoint import (
 from trainers.families.animatediff.config import AnimateDiffSampleConfig, AnimateDiffTrainConfig
 from trainers.families.animatediff.denoiser import (
     Motion,
-    checkpoint_blocks,
+    blocks,
     chosen_parameters,
     joined,
     lora_targets,
@@ -47,18 +47,26 @@ from trainers.families.animatediff.norms import set_norms
 from trainers.families.animatediff.windows import windows
 from trainers.families.base import Example, ModelError, SampleRequest, Stage, VideoModel
 from trainers.families.base import Take as TakeAt
+from trainers.families.weights import (
+    PRECISIONS,
+    State,
+    callable_alone,
+    computing,
+    device,
+    evaluating,
+    fill_trained_lora,
+    interpolate,
+    lasting,
+    sample_loras,
+    shapes_of,
+)
+from trainers.memory import checkpoint_blocks
 from trainers.noise import Draws
 
 log = logging.getLogger(__name__)
 
 TRAIN_TIMESTEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's and AnimateDiff's
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def device() -> torch.device:
-    """The CUDA device that this process uses, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class AnimateDiff(VideoModel):
         self._decoder: AutoencoderKL | None = None
         self._text: tuple[Any, Any] | None = None  # tokenizer and text encoder
         self._embedded: dict[str, torch.Tensor] = {}
-        self._untouched: dict[str, torch.Tensor] = {}  # base weights that a take covers, on the CPU
+        self._untouched: State = {}  # base weights that a take covers, on the CPU
         self._first = _described(config) if isinstance(config, AnimateDiffSampleConfig) else None
         self._build(self._motion_for(self._first))
         self._follow(self._first)
@@ -101,7 +109,8 @@ class AnimateDiff(VideoModel):
             stretch = self.config.motion_module_pe_multiplier
             if self.config.motion_adapter is not None:
                 return Motion(self.config.motion_adapter, stretch=stretch)
-            return Motion(None, self.config.motion_max_seq_length, stretch=stretch)
+            positions, mid_block = self.config.motion_max_seq_length, self.config.motion_mid_block
+            return Motion(None, positions, mid_block, stretch=stretch)
         stretch = int(take.meta.get("motion_module_pe_multiplier", 1)) if take is not None else 1
         if self.config.motion_adapter is not None:
             return Motion(self.config.motion_adapter, stretch=stretch)
@@ -137,9 +146,9 @@ class AnimateDiff(VideoModel):
         self.unet.to(self.device)
         self.unet.train(self.stage == "train")
         if isinstance(self.config, AnimateDiffTrainConfig):
-            if self.config.memory.gradient_checkpointing == "full":
-                checkpoint_blocks(self.unet, keep_random_state=self.config.adapter.dropout > 0)
-            attention = self.config.memory.attention
+            memory, dropout = self.config.memory, self.config.adapter.dropout
+            checkpoint_blocks(blocks(self.unet), memory.gradient_checkpointing, keep_random_state=dropout > 0)
+            attention = memory.attention
         else:
             attention = self.config.attention
         if attention == "xformers":
@@ -335,11 +344,9 @@ class AnimateDiff(VideoModel):
         return self.config.dataset.caption_dropout if isinstance(self.config, AnimateDiffTrainConfig) else 0.0
 
     def predict(self, example: Example) -> torch.Tensor:
-        network = self.denoiser[example.denoiser]
-        if isinstance(network, DistributedDataParallel) and not torch.is_grad_enabled():
-            network = network.module  # one process may sample alone; the wrapper would wait for the others
+        network = callable_alone(self.denoiser[example.denoiser])
         frames = example.model_input.shape[2]
-        with self._precision():
+        with computing(self.device, self.dtype):
             prediction = network(
                 example.model_input,
                 example.timesteps,
@@ -348,11 +355,6 @@ class AnimateDiff(VideoModel):
                 return_dict=False,
             )[0]
         return prediction.float()  # type: ignore[no-any-return]
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     # --- sampling ---
 
@@ -367,7 +369,7 @@ class AnimateDiff(VideoModel):
         guided = request.guidance_scale > 1
         prompts = [request.negative_prompt, request.prompt] if guided else [request.prompt]
         shape = (1, 4, request.num_frames, request.height // 8, request.width // 8)
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), evaluating(self.denoiser.values()):
             if request.start is None:
                 latents = draws.normal("latents", shape, self.device) * scheduler.init_noise_sigma
             else:
@@ -436,17 +438,6 @@ class AnimateDiff(VideoModel):
             latents = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         return latents
 
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = {module: module.training for module in self.denoiser.values()}
-        try:
-            for module in training:
-                module.eval()
-            yield
-        finally:
-            for module, was_training in training.items():
-                module.train(was_training)
-
     def _embed(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings of prompts (b, tokens, width), each computed once; while training the encoder goes at once."""
         resident = self._text is not None
@@ -488,8 +479,8 @@ class AnimateDiff(VideoModel):
         return {
             "family": "animatediff",
             "method": self.method,
-            "base_model": _lasting(self.config.base_model),
-            "motion_adapter": None if self.config.motion_adapter is None else _lasting(self.config.motion_adapter),
+            "base_model": lasting(self.config.base_model),
+            "motion_adapter": None if self.config.motion_adapter is None else lasting(self.config.motion_adapter),
             "motion_module_pe_multiplier": self._motion.stretch,
             "motion": self._facts.as_meta(),
             **asdict(self.conventions),
@@ -510,10 +501,10 @@ class AnimateDiff(VideoModel):
             self._build(motion)
         lora.remove(self.unet)
         self._apply_weights([(take, strength) for take, strength in read if take.kind != "lora"])
-        adapters = [(take, strength) for take, strength in read if take.kind == "lora"]
-        for number, (take, _) in enumerate(adapters):
-            self._add_lora(take, f"take{number}")
-        lora.activate(self.unet, {f"take{number}": strength for number, (_, strength) in enumerate(adapters)})
+        adapters = [(take.lora, strength, str(take.path)) for take, strength in read if take.kind == "lora"]
+        for adapter, _, source in adapters:
+            self._check_layers(adapter, source)
+        sample_loras(self.unet, adapters)
         self._follow(first)
 
     def _load_to_train(self, read: Sequence[tuple[Take, float]]) -> None:
@@ -524,69 +515,27 @@ class AnimateDiff(VideoModel):
                     raise ModelError(f"{take.path} is a LoRA and cannot be trained on with method {self.method}")
             self._apply_weights(read)
             return
-        own = dict(lora.layers(self.unet))
         if not read:
-            with torch.no_grad():
-                for key, parameter in lora.parameters(self.unet):
-                    if ".lora_B." in key:
-                        parameter.zero_()  # without effect, as at the start
+            fill_trained_lora(self.unet, None, "")
             return
         take, strength = read[0]
         if len(read) > 1 or strength != 1 or take.kind != "lora":
             raise ModelError("training a LoRA goes on from one LoRA at strength 1")
-        shapes = {f"{path}.lora_A": (layer.r["default"], layer.in_features) for path, layer in own.items()}
-        given = {f"{path}.lora_A": layer.down for path, layer in take.lora.items()}
-        check_fit(shapes, given, str(take.path))
-        lora.fill(self.unet, take.lora)
+        self._check_layers(take.lora, str(take.path))
+        fill_trained_lora(self.unet, take.lora, str(take.path))
 
-    def _add_lora(self, take: Take, name: str) -> None:
+    def _check_layers(self, adapter: Mapping[str, lora.Lora], source: str) -> None:
+        """ModelError when a LoRA is for motion modules with a mid block, and these have none."""
         known = dict(self.unet.named_modules())
-        unknown = [path for path in take.lora if path not in known]
-        if unknown:
-            raise ModelError(
-                f"{take.path} is for layers that this model lacks: {', '.join(sorted(unknown)[:3])}"
-                f"{'' if len(unknown) <= 3 else f' and {len(unknown) - 3} more'}"
-            )
-        for path, layer in take.lora.items():
-            module = known[path]
-            weight = lora.beneath(module).weight
-            if tuple(weight.shape) != (layer.up.shape[0], layer.down.shape[1]):
-                raise ModelError(
-                    f"{take.path} does not fit this model: {path} is {tuple(weight.shape)}, but its adapter is for "
-                    f"{(int(layer.up.shape[0]), int(layer.down.shape[1]))}"
-                )
-        with torch.random.fork_rng(devices=[]):
-            lora.inject(
-                self.unet,
-                {path: layer.rank for path, layer in take.lora.items()},
-                {path: layer.alpha for path, layer in take.lora.items()},
-                name=name,
-            )
-        lora.fill(self.unet, take.lora, name)
+        check_mid_block([path for path in adapter if path not in known], source)
 
     def _apply_weights(self, read: Sequence[tuple[Take, float]]) -> None:
-        """weights = base + the sum of strength * (take - base); a take at strength 1 alone is copied exactly."""
+        """Whole weights of the takes, or those of their motion modules, in place of the base's."""
         current = self.unet.state_dict()
-        with torch.no_grad():
-            for key, value in self._untouched.items():
-                current[key].copy_(value)
-            for take, _ in read:
-                meant = current if take.kind == "full" else motion_part(current)
-                check_fit({key: value.shape for key, value in meant.items()}, take.state, str(take.path))
-                for key in take.state:
-                    if key not in self._untouched:
-                        self._untouched[key] = current[key].detach().cpu().clone()
-            if len(read) == 1 and read[0][1] == 1:
-                for key, value in read[0][0].state.items():
-                    current[key].copy_(value)
-                return
-            for key in {key for take, _ in read for key in take.state}:
-                base = self._untouched[key].float()
-                moved = base.clone()
-                for take, strength in read:
-                    if key in take.state:
-                        moved += strength * (take.state[key].float() - base)
-                current[key].copy_(moved)
+        for take, _ in read:
+            meant = current if take.kind == "full" else motion_part(current)
+            check_fit(shapes_of(meant), take.state, str(take.path))
+        interpolate(current, self._untouched, [(take.state, strength) for take, strength in read])
 
 
 def _described(config: AnimateDiffSampleConfig) -> Take | None:
@@ -594,9 +543,3 @@ def _described(config: AnimateDiffSampleConfig) -> Take | None:
     if not config.checkpoints:
         return None
     return replace(read_take(Path(config.checkpoints[0]).expanduser()), state={}, lora={})  # without its weights
-
-
-def _lasting(source: str) -> str:
-    """A path that means the same from every folder; a Hub id as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source

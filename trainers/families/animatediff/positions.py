@@ -1,4 +1,5 @@
-"""How many frames a motion module takes, read from its file's table of contents. No torch, no weights, no code.
+"""What a motion module is by its form: how many frames it takes, read from its file's table of contents, and which
+version that makes it. No torch, no weights, no code.
 
 A safetensors file begins with the shapes of its tensors. A ``torch.save`` file is a zip whose ``data.pkl`` holds them
 too; that pickle is read with everything but the shape of a tensor replaced by nothing.
@@ -12,11 +13,18 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 FOLDER_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _ENCODINGS = (".pos_encoder.pe", ".pos_embed.pe")
 _LARGEST_HEADER = 100 * 1024 * 1024  # safetensors' own limit
+
+Version = Literal["v1", "v2", "v3"]
+
+
+def told_version(positions: int, mid_block: bool) -> Version:
+    """The version as ComfyUI-AnimateDiff-Evolved tells it from the weights alone: a stretched v3 looks like a v1."""
+    return "v2" if mid_block else "v3" if positions == 32 else "v1"
 
 
 def motion_positions(adapter: str | None) -> int | None:

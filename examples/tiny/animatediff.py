@@ -1,14 +1,8 @@
-"""Tiny random models with the real classes, for tests and for trying things out: python -m examples.tiny FAMILY OUT.
-
-They are laid out as the real ones are, load with the same code, and know nothing.
-"""
+"""A tiny AnimateDiff: Stable Diffusion 1.5's image model with motion modules, and CLIP with its tokenizer."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +11,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditi
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from examples.tiny.texts import WORDS, write_json
+
 MAX_TOKENS = 77
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-#: Words that are one token each; every other text is spelt in letters and bytes.
-_WORDS = """
-a an and at away back ball bird black blue bounces car cat circle clip cloud cube dark dog down drifts falls
-fast from front glides grass green grey grows in into is jumps left light line man moves moving night of on
-orange out over pink purple red right ring rises road rolls round runs sea shape shrinks sky slides slow slowly
-small snow spins square star still sun swings the through to towards tree triangle turns up video walks water
-waves white wind with woman yellow
-"""
-WORDS = _WORDS.split()
 
 
 @dataclass(frozen=True)
@@ -50,21 +36,10 @@ SHAPES = {
 }
 
 
-def write(family: str, out: Path, seed: int = 0, size: str = "tiny") -> dict[str, str]:
-    """Write the random model of a family into the folder `out`; give the settings with which a config names it.
-
-    size: a key of `SHAPES`. ValueError lists the known families.
-    """
-    if family not in FAMILIES:
-        raise ValueError(f"{family!r} has no tiny model; known: {', '.join(FAMILIES)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return FAMILIES[family](out, SHAPES[size])
-
-
-def write_animatediff(out: Path, shape: Shape) -> dict[str, str]:
+def write_animatediff(out: Path, size: str) -> dict[str, str]:
     """A pipeline folder in the manner of Stable Diffusion 1.5, and out/motion_adapter with trained-like (non-zero)
     motion modules of 32 positions and a mid block."""
+    shape = SHAPES[size]
     below = len(shape.channels) - 1  # every level but the lowest attends to the prompt
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -135,7 +110,7 @@ def write_index(out: Path) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write_json(out / "model_index.json", index)
+    write_json(out / "model_index.json", index)
 
 
 def _spread_latents(vae: AutoencoderKL) -> None:
@@ -170,12 +145,12 @@ def write_clip_tokenizer(folder: Path, words: Sequence[str] = WORDS, max_tokens:
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "vocab.json", vocabulary)
+    write_json(folder / "vocab.json", vocabulary)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    _write_json(folder / "special_tokens_map.json", special)
-    _write_json(
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, "do_lower_case": True, **special},
     )
@@ -198,32 +173,3 @@ def _byte_letters() -> list[str]:
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = [byte for byte in range(256) if byte not in plain]
     return [chr(byte) for byte in plain] + [chr(256 + place) for place in range(len(moved))]
-
-
-def _write_json(path: Path, data: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-FAMILIES: dict[str, Callable[[Path, Shape], dict[str, str]]] = {"animatediff": write_animatediff}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 when written, 2 when the family is not known."""
-    parser = argparse.ArgumentParser(prog="python -m examples.tiny", description=__doc__)
-    parser.add_argument("family", metavar="FAMILY", help=", ".join(FAMILIES))
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", choices=list(SHAPES), default="tiny")
-    given = parser.parse_args(arguments)
-    try:
-        write(given.family, given.out, given.seed, given.size)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"wrote {given.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

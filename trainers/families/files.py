@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from trainers.errors import why
 from trainers.families.base import ModelError
 
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+WEIGHT_FILES = (".safetensors", *PICKLES)
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a folder in diffusers' format
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -42,7 +47,7 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         TypeError,
         SafetensorError,
     ) as error:
-        raise ModelError(f"{file} cannot be read as weights: {_first_line(error)}") from error
+        raise ModelError(f"{file} cannot be read as weights: {why(error)}") from error
 
 
 def _refusal(file: Path, reason: str) -> str:
@@ -69,7 +74,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read as JSON: {_first_line(error)}") from error
+        raise ModelError(f"{file} cannot be read as JSON: {why(error)}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{file} does not hold settings")
     return data
@@ -88,8 +93,45 @@ def fetch(repository: str, patterns: Sequence[str], where: str) -> Path:
             "or fetch it while there is a network"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise ModelError(f"{where} {repository} cannot be fetched from the Hub: {_first_line(error)}") from error
+        raise ModelError(f"{where} {repository} cannot be fetched from the Hub: {why(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def part_files(folder: Path) -> list[Path]:
+    """The settings and weights of a model's part, in order; pickles only where there are no safetensors."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+    except OSError as error:
+        raise ModelError(f"{folder} of the base model cannot be read: {why(error)}") from error
+    settings = [file for file in files if file.suffix in (".json", ".txt", ".model")]
+    return settings + (
+        [file for file in files if file.suffix == ".safetensors"]
+        or [file for file in files if file.suffix in WEIGHT_FILES]
+    )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The weights of a diffusers folder: one file, or the shards that an index lists."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise ModelError(f"{index} lists no files of weights")
+        return [folder / Path(str(name)).name for name in sorted(set(listed.values()))]
+    files = [folder / WEIGHTS, folder / WEIGHTS.replace(".safe", ".fp16.safe"), folder / "diffusion_pytorch_model.bin"]
+    return [next((file for file in files if file.is_file()), files[0])]
+
+
+def identity(files: Iterable[Path]) -> str:
+    """A hash over the names and bytes of files. Loads nothing into memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name}:{_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """The hash of a file's bytes; size and time only tell the cache that it is still the same file."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
