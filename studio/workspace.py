@@ -26,6 +26,7 @@ from trainers.data.clips import Dataset
 from trainers.data.images import read_image, sha256_of_image, write_image
 from trainers.errors import named, why
 from trainers.families import parse_config
+from trainers.families.base import ModelFamily
 from trainers.runs import RunFolder
 from trainers.settings import ConfigError, read_yaml, to_yaml
 
@@ -229,9 +230,10 @@ class Workspace:
 
     # --- models ------------------------------------------------------------------------------------------------------
 
-    def base_models(self) -> list[str]:
-        """Paths of the pipeline folders below models/."""
-        return [str(path) for path in self._below_models(2) if (path / "model_index.json").is_file()]
+    def base_models(self, family: ModelFamily) -> list[str]:
+        """Paths of the pipeline folders below models/ that are bases of a family."""
+        folders = [path for path in self._below_models(2) if (path / "model_index.json").is_file()]
+        return [str(path) for path in folders if family.is_base(path)]
 
     def motion_adapters(self) -> list[str]:
         """Paths of the diffusers motion adapter folders below models/."""

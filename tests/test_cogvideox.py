@@ -472,8 +472,8 @@ def test_what_a_base_is_is_told_without_weights(cogvideox_bases, tmp_path):
     assert {kind: base_facts(str(cogvideox_bases(kind))).takes_image for kind in KINDS} == {
         kind: "i2v" in kind for kind in KINDS
     }
-    assert base_facts("THUDM/CogVideoX-5b-I2V") == PUBLISHED["cogvideox-5b-i2v"]
-    assert PUBLISHED["cogvideox-5b-i2v"].native == (49, 480, 720)
+    assert base_facts("THUDM/CogVideoX-5b-I2V") == PUBLISHED["CogVideoX-5b-I2V"]
+    assert PUBLISHED["CogVideoX-5b-I2V"].native == (49, 480, 720)
     assert takes_image(config("zai-org/CogVideoX1.5-5B-I2V")) is True
     assert takes_image(config("somebody/something")) is None
     (tmp_path / "transformer").mkdir()

@@ -292,6 +292,8 @@ def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any
     for family in FAMILIES.values():
         with gr.Blocks():
             its = form_of(family, workspace).build()
+        begun = dict(zip(its.paths, values_from("defaults", its, family, workspace), strict=True))["base_model"]
+        assert begun in family.hub_bases or family.is_base(Path(begun))
         for name in family.presets:
             assert its.check(values_from(f"preset:{name}", its, family, workspace)) is not None
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,8 @@ from trainers.events import read
 from trainers.runs import RunFolder
 
 FAMILIES = ("animatediff", "cogvideox")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"]
-TRAIN = "trainers.train"
+
+ENDLESS = ("--set", "max_train_steps=2000", "--set", "validation.every_steps=null", "--set", "validation.prompts=[]")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups and gloo as on Linux")
 
@@ -69,16 +70,31 @@ def config(folder, tiny_dataset):
     return write
 
 
-def launched(*line: object) -> subprocess.CompletedProcess:
-    return subprocess.run([str(part) for part in line], capture_output=True, text=True, timeout=240)
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
 
 
-def started(*line: object) -> subprocess.Popen:
+def torchrun(*line: object) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    return [*start, *map(str, line)]
+
+
+def training(config: Path, run: Path, *line: object) -> list[str]:
+    return torchrun("-m", "trainers.train", "--config", config, "--run-dir", run, *line)
+
+
+def launched(line: Sequence[str]) -> str:
+    """What it printed; it must end well."""
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def started(line: Sequence[str]) -> subprocess.Popen:
     """In a session of its own, as the studio starts a run."""
-    return subprocess.Popen(
-        [str(part) for part in line],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def wait_for_step(run: RunFolder, step: int, timeout: float = 120) -> None:
@@ -131,8 +147,7 @@ def together(config, folder):
     def run(family: str) -> Path:
         path = folder / f"{family}-together"
         if not path.exists():
-            done = launched(*TORCHRUN, TRAIN, "--config", config(family), "--run-dir", path)
-            assert done.returncode == 0, done.stdout + done.stderr
+            launched(training(config(family), path))
         return path
 
     return run
@@ -158,8 +173,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(alone, together, family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stop_saves_and_what_goes_on_ends_bit_for_bit_the_same(config, folder, together, family):
     path = folder / f"{family}-stopped"
-    line = [*TORCHRUN, TRAIN, "--config", config(family), "--run-dir", path, "--set", "validation.prompts=[]"]
-    process = started(*line, "--set", "max_train_steps=2000", "--set", "validation.every_steps=null")
+    process = started(training(config(family), path, *ENDLESS))
     wait_for_step(RunFolder(path), 1)
     os.killpg(process.pid, signal.SIGTERM)
     told = process.communicate(timeout=60)[0]
@@ -168,16 +182,13 @@ def test_a_stop_saves_and_what_goes_on_ends_bit_for_bit_the_same(config, folder,
     assert RunFolder(path).checkpoints()[-1].path.name in told
 
     resumed = back_to(together(family), 2, folder / f"{family}-resumed")
-    done = launched(*TORCHRUN, TRAIN, "--config", config(family), "--run-dir", resumed, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on from step 2" in done.stdout
+    assert "going on from step 2" in launched(training(config(family), resumed, "--resume"))
     assert_same(together(family), resumed, 4)
 
 
 def test_a_process_that_vanishes_ends_the_others_with_a_sentence(config, folder):
     path = folder / "vanished"
-    line = [*TORCHRUN, TRAIN, "--config", config("animatediff"), "--run-dir", path, "--set", "validation.prompts=[]"]
-    process = started(*line, "--set", "max_train_steps=2000", "--set", "validation.every_steps=null")
+    process = started(training(config("animatediff"), path, *ENDLESS))
     wait_for_step(RunFolder(path), 2)
     for child in psutil.Process(process.pid).children():
         if child.environ().get("RANK") == "1":
@@ -217,8 +228,8 @@ def test_the_first_process_tells_why_another_failed(config, folder):
     script = folder / "fails.py"
     script.write_text(FAILS_IN_THE_SECOND)
     path = folder / "fails"
-    done = launched(*TORCHRUN[:-1], script, config("animatediff"), path)
-    assert done.returncode != 0
+    line = torchrun(script, config("animatediff"), path)
+    assert subprocess.run(line, capture_output=True, timeout=200).returncode != 0
     last = read(RunFolder(path).events)[0][-1]
     assert (last["status"], last["reason"]) == ("failed", "process 1 of 2 failed: clip_07.mp4 is gone")
 
@@ -226,12 +237,15 @@ def test_the_first_process_tells_why_another_failed(config, folder):
 def test_fsdp_trains_saves_and_goes_on(config, folder, alone, root):
     """Through accelerate launch with the configuration of the examples."""
     file = config("cogvideox", "sharded", method="full", memory={"gradient_checkpointing": "sac"})
-    launch = [Path(sys.executable).with_name("accelerate"), "launch"]
-    launch += ["--config_file", root / "examples" / "accelerate" / "fsdp2.yaml", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", TRAIN, "--config", file]
+
+    def sharded(run: Path, *more: str) -> list[str]:
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+        launch += ["--config_file", str(root / "examples" / "accelerate" / "fsdp2.yaml")]
+        launch += ["--main_process_port", free_port(), "-m", "trainers.train"]
+        return [*launch, "--config", str(file), "--run-dir", str(run), *more]
+
     path = folder / "sharded"
-    done = launched(*launch, "--run-dir", path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    launched(sharded(path))
 
     from trainers.train import main
 
@@ -245,8 +259,7 @@ def test_fsdp_trains_saves_and_goes_on(config, folder, alone, root):
     assert configs[0] == configs[1]
 
     resumed = back_to(path, 2, folder / "sharded-resumed")
-    done = launched(*launch, "--run-dir", resumed, "--resume")
-    assert done.returncode == 0, done.stdout + done.stderr
+    launched(sharded(resumed, "--resume"))
     assert_same(path, resumed, 4)
 
     on_its_own = back_to(path, 2, folder / "sharded-alone")

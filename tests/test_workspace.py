@@ -10,7 +10,7 @@ from PIL import Image
 from studio import workspace as workspace_module
 from studio.workspace import Workspace, WorkspaceError
 from trainers.data.video import VideoError
-from trainers.families import load_config, parse_config, parse_sample_config
+from trainers.families import get_family, load_config, parse_config, parse_sample_config
 from trainers.runs import RunFolder
 from trainers.settings import read_yaml
 
@@ -192,7 +192,11 @@ def test_models_are_found_by_what_lies_in_them(workspace):
     write("tiny/motion_adapter/config.json", '{"_class_name": "MotionAdapter"}')
     write("tiny/unet/config.json", '{"_class_name": "UNet2DConditionModel"}')
     write("broken/config.json", "{")
-    assert workspace.base_models() == [str(workspace.models / "tiny"), str(workspace.models / "org" / "base")]
+    write("org/base/transformer/config.json", '{"in_channels": 16}')
+    write("neither/model_index.json", "{}")
+    animatediff, cogvideox = get_family("animatediff"), get_family("cogvideox")
+    assert workspace.base_models(animatediff) == [str(workspace.models / "tiny")]
+    assert workspace.base_models(cogvideox) == [str(workspace.models / "org" / "base")]
     assert workspace.motion_adapters() == [str(workspace.models / "tiny" / "motion_adapter")]
 
 
@@ -290,7 +294,8 @@ def test_gradio_serves_media_in_place_even_when_registered_late(workspace, clip,
 def small_demo(tmp_path, monkeypatch) -> Path:
     """A project with a demo of the same shape, so that this test does not wait for the real one to be copied."""
     demo = tmp_path / "project" / "examples" / "demo"
-    for name in ("dataset/clips/a.mp4", "dataset/metadata.jsonl", "base/model_index.json", "base/inner/config.json"):
+    for name in ("dataset/clips/a.mp4", "dataset/metadata.jsonl", "base/model_index.json", "base/unet/config.json",
+                 "base/inner/config.json"):  # fmt: skip
         (demo / name).parent.mkdir(parents=True, exist_ok=True)
         (demo / name).write_text("{}")
     (demo / "orbit.yaml").write_text(
@@ -308,7 +313,7 @@ def test_the_demo_is_copied_once_and_edits_stay(workspace, small_demo):
     workspace.add_demo()
     assert workspace.datasets() == ["orbit"]
     assert (copy / "metadata.jsonl").read_text() == "edited" and (copy / "clips" / "a.mp4").exists()
-    assert workspace.base_models() == [str(workspace.models / "demo")]
+    assert workspace.base_models(get_family("animatediff")) == [str(workspace.models / "demo")]
 
 
 def test_pictures_are_kept_by_what_they_show(workspace, tmp_path):
@@ -350,6 +355,6 @@ def test_the_real_demo(workspace, root):
     workspace.add_demo()
     config = workspace.demo_config()
     assert len(workspace.dataset("orbit").clips) >= 3
-    assert workspace.base_models() == [config.base_model]
+    assert workspace.base_models(get_family(config.family)) == [config.base_model]
     given = read_yaml(root / "examples" / "demo" / "orbit.yaml")
     assert config.max_train_steps == given["max_train_steps"]

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--family", help=f"whose weights they are, where no meta.json says it; known: {', '.join(FAMILIES)}"
     )
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the weights; default: fp32")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the weights; default: fp32"
+    )
     parser.add_argument("--strength", type=float, default=1.0, help="of a LoRA, as it is merged or written; default: 1")
     parser.add_argument("--onto", help="what a LoRA is merged into; default: what it was trained on")
     args = parser.parse_args(arguments)

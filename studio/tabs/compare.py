@@ -59,9 +59,9 @@ def make_forms(workspace: Workspace) -> dict[str, Form[SampleConfig]]:
     return forms
 
 
-def model_choices(workspace: Workspace) -> dict[str, list[Choice]]:
-    """What can be chosen for the fields that name a model, by field."""
-    found = {"base_model": workspace.base_models(), "motion_adapter": workspace.motion_adapters()}
+def model_choices(workspace: Workspace, family: str) -> dict[str, list[Choice]]:
+    """What can be chosen for the fields of a family's form that name a model, by field."""
+    found = {"base_model": workspace.base_models(FAMILIES[family]), "motion_adapter": workspace.motion_adapters()}
     return {field: [(_short(workspace, path), path) for path in paths] for field, paths in found.items()}
 
 
@@ -384,23 +384,23 @@ def build(page: Page) -> None:
         own = takes_to_begin_with(workspace.takes(), run)
         mark, left = [run, own], left_off(draft, run)
         name = left.get("family") or (config.family if config else families[0])
-        models = model_choices(workspace)
+        models = {known_as: model_choices(workspace, known_as) for known_as in forms}
         choices = take_choices(workspace, name)
         if before is not None and before[0] == run:
             untouched = before[1] == (taken or [])
             offered = gr.update(choices=choices, value=own) if untouched else gr.update(choices=choices)
             unfold = gr.update(open=opening) if before != mark else gr.skip()
-            kept = [update for form in forms.values() for update in form.refill(None, models)]
+            kept = [update for key, form in forms.items() for update in form.refill(None, models[key])]
             return [mark, unfold, gr.skip(), *[gr.skip()] * len(groups), offered, gr.skip(), *clips, *kept]
         updates: list[Any] = []
         for known_as, form in forms.items():
             given = settings_of(config, form.config_class) if config and config.family == known_as else {}
-            if not given and models["base_model"]:
-                given = {"base_model": models["base_model"][0][1]}
+            if not given and models[known_as]["base_model"]:
+                given = {"base_model": models[known_as]["base_model"][0][1]}
             values = dict(zip(form.paths, form.starting_values(given), strict=True))
             if known_as == name:
                 values |= {path: value for path, value in left.get("values", {}).items() if path in values}
-            updates += form.refill(list(values.values()), models)
+            updates += form.refill(list(values.values()), models[known_as])
         offered = gr.update(choices=choices, value=own if left.get("takes") is None else left["takes"])
         images = images_to_begin_with(workspace, left, config)
         in_sight = [gr.update(visible=known == name) for known in groups]

@@ -61,22 +61,25 @@ def form_of(family: ModelFamily, workspace: Workspace) -> Form[TrainConfig]:
     fixed: dict[str, Any] = {"family": family.name, "dataset.cache_dir": str(workspace.cache)}
     if not family.has_image_models:
         fixed["validation.images"] = []
-    return Form(family.train_config, fixed=fixed, lead=LEAD, picks=picks(workspace))
+    return Form(family.train_config, fixed=fixed, lead=LEAD, picks=picks(workspace, family))
 
 
-def picks(workspace: Workspace) -> dict[str, list[Choice]]:
-    """What the workspace has to choose from, by field."""
+def picks(workspace: Workspace, family: ModelFamily) -> dict[str, list[Choice]]:
+    """What the workspace has to choose from for runs of a family, and its bases on the Hub, by field."""
     datasets = workspace.root / "datasets"
     return {
         "dataset.path": [(name, str(datasets / name)) for name in workspace.datasets()],
-        "base_model": [(_below(path, workspace.models), path) for path in workspace.base_models()],
+        "base_model": [
+            *((_below(path, workspace.models), path) for path in workspace.base_models(family)),
+            *((name, name) for name in family.hub_bases),
+        ],
         "motion_adapter": [(_below(path, workspace.models), path) for path in workspace.motion_adapters()],
     }
 
 
-def first_picks(workspace: Workspace) -> dict[str, Any]:
+def first_picks(workspace: Workspace, family: ModelFamily) -> dict[str, Any]:
     """The first of everything that there is to choose from, so that a new run has no gap to be filled."""
-    return {path: choices[0][1] for path, choices in picks(workspace).items() if choices}
+    return {path: choices[0][1] for path, choices in picks(workspace, family).items() if choices}
 
 
 def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str | None = None) -> list[Any]:
@@ -87,10 +90,15 @@ def starting_values(form: Form[TrainConfig], workspace: Workspace, dataset: str 
         values = demo_values(form, workspace)
         if values is not None:
             return values
-    given = first_picks(workspace)
+    given = first_picks(workspace, form_family(form))
     if name:
         given["dataset.path"] = str(workspace.root / "datasets" / name)
     return form.starting_values(given)
+
+
+def form_family(form: Form[TrainConfig]) -> ModelFamily:
+    """The family whose runs a form configures."""
+    return FAMILIES[form.config_class.model_fields["family"].default]
 
 
 def demo_values(form: Form[TrainConfig], workspace: Workspace) -> list[Any] | None:
@@ -251,7 +259,7 @@ def values_from(
             raise WorkspaceError("the demo is not part of this installation: examples/demo is missing")
         return values
     preset = family.presets.get(name, {})
-    values = form.starting_values({**first_picks(workspace), **preset})
+    values = form.starting_values({**first_picks(workspace, family), **preset})
     if kind == "preset" and now:
         shown = zip(form.paths, now, values, strict=True)
         return [before if path in KEPT and path not in preset else value for path, before, value in shown]
@@ -325,8 +333,9 @@ def build(page: Page) -> None:
 
     def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
         """Updates of `everything`: family `name` in sight, the forms in `given` filled."""
-        lists = picks(workspace)
-        cells = [cell for key, form in forms.items() for cell in form.refill(given.get(key), lists)]
+        cells = [
+            cell for key, form in forms.items() for cell in form.refill(given.get(key), picks(workspace, FAMILIES[key]))
+        ]
         return [
             name,
             *(gr.update(visible=key == name) for key in forms),
@@ -448,7 +457,7 @@ class _Wire:
             base = starting_values(form, workspace, DEMO)
         merged = form.merge(base, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
         columns = [gr.update(visible=name == self.family.name) for name in FAMILIES]
-        return [self.family.name, *columns, *form.refill(merged, picks(workspace))]
+        return [self.family.name, *columns, *form.refill(merged, picks(workspace, self.family))]
 
     def queue(self, request: gr.Request, chosen: str, title: str, shown: str, *values: Any) -> list[Any]:
         """Save the run, queue it, and go and watch it."""

@@ -181,12 +181,16 @@ class ModelFamily:
     frames_within: Callable[[int], int]
     #: Findings on a config from the files that it names, without reading weights into memory.
     findings: Callable[[TrainConfig | SampleConfig], list[Finding]]
+    #: Whether a pipeline folder is a base of this family, from its settings alone.
+    is_base: Callable[[Path], bool]
     #: The torch module "package.module:Class" with the VideoModel; imported in `load` only.
     model: str
     #: "package.module:function" of an ExportRequest -> report sentence.
     exporter: str
     #: Whether what is drawn begins from an image, which depends on the base model; None where that cannot be told yet.
     takes_image: Callable[[TrainConfig | SampleConfig], bool | None] = lambda config: False
+    #: Bases on the Hugging Face Hub that a form offers, the usual one first.
+    hub_bases: tuple[str, ...] = ()
     #: Reads an upstream config or command; None when it is not one that this family knows. ConfigError when it is one,
     #: but cannot be meant.
     read_foreign: Callable[[str], Foreign | None] = lambda text: None

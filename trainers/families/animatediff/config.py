@@ -398,6 +398,8 @@ FAMILY = ModelFamily(
     size_multiple=SIZE_MULTIPLE,
     frames_within=lambda available: available,
     findings=findings,
+    is_base=lambda folder: (folder / "unet").is_dir(),
+    hub_bases=("stable-diffusion-v1-5/stable-diffusion-v1-5",),
     read_foreign=read_foreign,
     reads="YAML of tumurzakov/AnimateDiff or guoyww/AnimateDiff, commands of swift (animatediff_sft.py, "
     "animatediff_infer.py)",

@@ -18,7 +18,7 @@ from trainers.config import (
     ValidationConfig,
 )
 from trainers.families.base import Finding, ModelFamily, is_hub_id
-from trainers.families.cogvideox.facts import TRANSFORMER_CONFIG, Facts, base_facts
+from trainers.families.cogvideox.facts import PUBLISHED, TRANSFORMER_CONFIG, Facts, base_facts
 from trainers.families.cogvideox.presets import PRESETS
 from trainers.foreign import Foreign
 from trainers.runs import Checkpoint
@@ -253,6 +253,9 @@ def findings(config: TrainConfig | SampleConfig) -> list[Finding]:
         text = f"base_model {config.base_model} is not a CogVideoX pipeline folder: it has no {TRANSFORMER_CONFIG}"
         return [Finding("error", text, "base_model")]
     facts = base_facts(config.base_model)
+    if facts is None and path.exists():
+        text = f"base_model {config.base_model} is no CogVideoX: {TRANSFORMER_CONFIG} is of another kind of model"
+        return [Finding("error", text, "base_model")]
     if facts is None:
         return []
     return [*_image_findings(config, facts), *_position_findings(config, facts), *_hints(config, facts)]
@@ -409,6 +412,8 @@ FAMILY = ModelFamily(
     size_multiple=SIZE_MULTIPLE,
     frames_within=frames_within,
     findings=findings,
+    is_base=lambda folder: base_facts(str(folder)) is not None,
+    hub_bases=tuple(f"THUDM/{name}" for name in PUBLISHED),
     takes_image=takes_image,
     read_foreign=read_foreign,
     reads="commands of CogVideo (train_cogvideox_lora.py; train.py), of diffusers' examples for CogVideoX "

@@ -10,6 +10,7 @@ from typing import Any
 from trainers.families.base import is_hub_id
 
 TRANSFORMER_CONFIG = "transformer/config.json"
+TRANSFORMER = "CogVideoXTransformer3DModel"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Facts:
 
 #: The published models by the last part of their ids, for when a Hub id is not on this machine yet.
 PUBLISHED = {
-    "cogvideox-2b": Facts(),
-    "cogvideox-5b": Facts(rotary=True),
-    "cogvideox-5b-i2v": Facts(in_channels=32, rotary=True, learned_positions=True),
-    "cogvideox1.5-5b": Facts(patch_size_t=2, sample_height=300, sample_width=300, sample_frames=81, rotary=True),
-    "cogvideox1.5-5b-i2v": Facts(
+    "CogVideoX-2b": Facts(),
+    "CogVideoX-5b": Facts(rotary=True),
+    "CogVideoX-5b-I2V": Facts(in_channels=32, rotary=True, learned_positions=True),
+    "CogVideoX1.5-5B": Facts(patch_size_t=2, sample_height=300, sample_width=300, sample_frames=81, rotary=True),
+    "CogVideoX1.5-5B-I2V": Facts(
         in_channels=32, patch_size_t=2, sample_height=300, sample_width=300, sample_frames=81, rotary=True
     ),
 }
@@ -63,15 +64,18 @@ def facts_of(config: dict[str, Any]) -> Facts:
 
 
 def base_facts(base_model: str) -> Facts | None:
-    """What a folder, or a Hub id, is; None where that cannot be told without the network."""
+    """What a folder, or a Hub id, is; None where that cannot be told without the network, or it is no CogVideoX."""
     file = _config_file(base_model)
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file else None
     except (OSError, ValueError):
         return None
     if isinstance(config, dict):
-        return facts_of(config)
-    return PUBLISHED.get(base_model.rpartition("/")[2].lower()) if is_hub_id(base_model) else None
+        return facts_of(config) if config.get("_class_name", TRANSFORMER) == TRANSFORMER else None
+    if not is_hub_id(base_model):
+        return None
+    name = base_model.rpartition("/")[2].lower()
+    return next((facts for known, facts in PUBLISHED.items() if known.lower() == name), None)
 
 
 def _config_file(base_model: str) -> Path | None:
