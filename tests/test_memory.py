@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -200,3 +203,35 @@ def test_the_scaler_of_fp16_unscales_and_skips_steps():
     scaler.update()
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True)), "a step that overflowed is skipped"
     assert scaler.get_scale() < 1024
+
+
+def test_a_run_with_its_optimizer_in_main_memory_goes_on_bit_for_bit(tiny_base, tiny_dataset, tmp_path):
+    from trainers.runs import RunFolder
+    from trainers.train import main
+
+    config = {
+        "family": "animatediff",
+        "method": "motion_module",
+        "base_model": str(tiny_base),
+        "motion_adapter": str(tiny_base / "motion_adapter"),
+        "max_train_steps": 4,
+        "mixed_precision": "no",
+        "dataset": {"path": str(tiny_dataset), "num_frames": 4, "height": 64, "width": 64},
+        "validation": {"every_steps": None},
+        "checkpoint": {"every_steps": 2},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    offload = ("--set", "memory.offload_optimizer=true", "--set", f"dataset.cache_dir={tmp_path / 'cache'}")
+
+    def train(run: str, *more: str) -> dict[str, torch.Tensor]:
+        assert main(["--config", str(tmp_path / "run.yaml"), "--run-dir", str(tmp_path / run), *more]) == 0
+        (file,) = RunFolder(tmp_path / run).checkpoints()[-1].path.glob("*.safetensors")
+        return load_file(file)
+
+    plain, straight = train("plain", *offload[2:]), train("straight", *offload)
+    shutil.copytree(tmp_path / "straight", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000004")
+    resumed = train("resumed", "--resume", *offload)
+    for name, weight in straight.items():
+        assert torch.equal(weight, resumed[name]), name
+        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-5, msg=name)

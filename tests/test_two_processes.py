@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,9 +23,8 @@ from examples import tiny
 from trainers.events import read
 from trainers.runs import RunFolder
 
-FAMILIES = ("animatediff", "cogvideox")
-
-ENDLESS = ("--set", "max_train_steps=2000", "--set", "validation.every_steps=null", "--set", "validation.prompts=[]")
+#: Steps of a run: enough that one can be ended in between.
+STEPS = 12
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups and gloo as on Linux")
 
@@ -34,40 +34,32 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("two")
 
 
-@pytest.fixture(scope="module")
-def config(folder, tiny_dataset):
-    """Write the config of a small run of a family; `changes` go into its sections."""
-
-    def write(family: str, name: str = "run", **changes: Mapping) -> Path:
-        base = folder / f"{family}-base"
-        if not base.exists():
-            tiny.write(family, base)
-        data = {
-            "family": family,
-            "method": "lora",
-            "base_model": str(base),
-            "seed": 7,
-            "max_train_steps": 4,
-            "mixed_precision": "no",
-            "dataset": {
-                "path": str(tiny_dataset), "num_frames": 5, "fps": None, "height": 64, "width": 64,
-                "cache_dir": str(folder / f"{family}-cache"),
-            },
-            "adapter": {"rank": 4},
-            "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "linear", "max_grad_norm": 0.05},
-            "validation": {"every_steps": 2, "prompts": ["a red circle"], "num_inference_steps": 2, "loss_draws": 2},
-            "checkpoint": {"every_steps": 2},
-            "tracking": {"every_steps": 1},
-        }  # fmt: skip
-        if family == "animatediff":
-            data["motion_adapter"] = str(base / "motion_adapter")
-        for key, value in changes.items():
-            data[key] = {**data[key], **value} if isinstance(value, dict) else value
-        file = folder / f"{family}-{name}.yaml"
-        file.write_text(yaml.safe_dump(data))
-        return file
-
-    return write
+def write_config(folder: Path, dataset: Path, family: str, name: str, **changes: Any) -> Path:
+    """The config of a small run."""
+    base = folder / f"{name}-base"
+    tiny.write(family, base)
+    data = {
+        "family": family,
+        "method": "lora",
+        "base_model": str(base),
+        "seed": 7,
+        "max_train_steps": STEPS,
+        "mixed_precision": "no",
+        "dataset": {
+            "path": str(dataset), "num_frames": 5, "fps": None, "height": 64, "width": 64,
+        },
+        "adapter": {"rank": 4},
+        "optimizer": {"learning_rate": 1e-3, "lr_scheduler": "linear", "max_grad_norm": 0.05},
+        "validation": {
+            "every_steps": STEPS // 2, "prompts": ["a red circle"], "num_inference_steps": 2, "loss_draws": 2,
+        },
+        "checkpoint": {"every_steps": STEPS // 4},
+        "tracking": {"every_steps": 1},
+        **changes,
+    }  # fmt: skip
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
 
 
 def free_port() -> str:
@@ -81,124 +73,107 @@ def torchrun(*line: object) -> list[str]:
     return [*start, *map(str, line)]
 
 
-def training(config: Path, run: Path, *line: object) -> list[str]:
-    return torchrun("-m", "trainers.train", "--config", config, "--run-dir", run, *line)
-
-
-def launched(line: Sequence[str]) -> str:
+def launched(line: Sequence[str], **options: Any) -> str:
     """What it printed; it must end well."""
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200, **options)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-def started(line: Sequence[str]) -> subprocess.Popen:
-    """In a session of its own, as the studio starts a run."""
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+@contextmanager
+def started(line: Sequence[str]) -> Iterator[subprocess.Popen]:
+    """In a session of its own, as the studio starts a run; whatever of it lives at the end is killed."""
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def wait_for_step(run: RunFolder, step: int, timeout: float = 120) -> None:
-    end = time.monotonic() + timeout
-    while not any(event["type"] == "step" and event["step"] >= step for event in read(run.events)[0]):
-        assert time.monotonic() < end, f"no step {step} within {timeout} s"
-        time.sleep(0.05)
+def wait_for(run: Path, event: str, count: int, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 150
+    while sum(e["type"] == event for e in read(run / "events.jsonl")[0]) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"no {event} within 150 s"
+        time.sleep(0.02)
 
 
-def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    (file,) = (run / "checkpoints" / f"step-{step:06d}").rglob("*.safetensors")
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = RunFolder(run).checkpoints()[-1]
+    assert checkpoint.step == STEPS
+    (file,) = checkpoint.path.rglob("*.safetensors")
     return load_file(file)
 
 
-def assert_same(one: Path, other: Path, step: int, *, tolerance: float = 0.0) -> None:
-    first, second = weights(one, step), weights(other, step)
+def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    first, second = last_weights(one), last_weights(other)
     assert first.keys() == second.keys() and first
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=name)
 
 
-def back_to(run: Path, step: int, copy: Path) -> Path:
-    """A copy of a run as if it had been killed after a checkpoint."""
-    shutil.copytree(run, copy)
-    for checkpoint in RunFolder(copy).checkpoints():
-        if checkpoint.step > step:
-            shutil.rmtree(checkpoint.path)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def alone(config, folder):
+def train_alone(config: Path, run: Path) -> None:
     """The run of one process that adds up two batches for each step."""
     from trainers.train import main
 
-    def run(family: str) -> Path:
-        path = folder / f"{family}-alone"
-        if not path.exists():
-            file = config(family, "alone", optimizer={"gradient_accumulation_steps": 2})
-            assert main(["--config", str(file), "--run-dir", str(path)]) == 0
-        return path
-
-    return run
+    line = ["--config", str(config), "--run-dir", str(run), "--set", "optimizer.gradient_accumulation_steps=2"]
+    assert main(line) == 0
 
 
 @pytest.fixture(scope="module")
-def together(config, folder):
-    """The same by two processes, each of one batch."""
+def config(folder, tiny_dataset) -> Path:
+    return write_config(folder, tiny_dataset, "cogvideox", "lora")
 
-    def run(family: str) -> Path:
-        path = folder / f"{family}-together"
-        if not path.exists():
-            launched(training(config(family), path))
-        return path
 
+@pytest.fixture(scope="module")
+def together(config, folder, root) -> Path:
+    """A run of two processes, each with a batch of its own, in the folder that they choose."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    launched(torchrun("-m", "trainers.train", "--config", config), cwd=folder, env=environment)
+    (run,) = (folder / "runs").iterdir()
     return run
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_train_as_one_with_twice_the_batch(alone, together, family):
-    path = together(family)
-    assert_same(alone(family), path, 4)
-    events, expected = (read(RunFolder(run).events)[0] for run in (path, alone(family)))
-    kinds = [event["type"] for event in events if event["type"] != "phase"]
-    assert kinds == [event["type"] for event in expected if event["type"] != "phase"], "one process writes, once"
+def test_two_processes_train_as_one_with_twice_the_batch(config, folder, together):
+    alone = folder / "alone"
+    train_alone(config, alone)
+    assert_same(alone, together)
+    events, expected = ([e for e in read(run / "events.jsonl")[0] if e["type"] != "phase"] for run in (together, alone))
+    assert [e["type"] for e in events] == [e["type"] for e in expected], "one process writes, and once"
     for name in ("loss", "learning_rate", "validation_loss"):
-        own, other = ([event[name] for event in log if name in event] for log in (events, expected))
+        own, other = ([e[name] for e in log if name in e] for log in (events, expected))
         assert own == pytest.approx(other, rel=1e-6), name
-    for event in events:
-        if event["type"] == "sample":
-            assert (path / event["path"]).read_bytes() == (alone(family) / event["path"]).read_bytes()
-    shared = [event["total"] for event in events if event["type"] == "phase" and event["phase"] == "encoding"]
-    assert not shared or max(shared) < 3, "each process encodes its share of the three clips"
+    samples = [e["path"] for e in events if e["type"] == "sample"]
+    assert len(samples) == 3 and all((together / s).read_bytes() == (alone / s).read_bytes() for s in samples)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_stop_saves_and_what_goes_on_ends_bit_for_bit_the_same(config, folder, together, family):
-    path = folder / f"{family}-stopped"
-    process = started(training(config(family), path, *ENDLESS))
-    wait_for_step(RunFolder(path), 1)
-    os.killpg(process.pid, signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
-    last = read(RunFolder(path).events)[0][-1]
-    assert (last["type"], last["status"]) == ("run_finished", "cancelled"), told
-    assert RunFolder(path).checkpoints()[-1].path.name in told
-
-    resumed = back_to(together(family), 2, folder / f"{family}-resumed")
-    assert "going on from step 2" in launched(training(config(family), resumed, "--resume"))
-    assert_same(together(family), resumed, 4)
+def test_each_process_encodes_its_share(together):
+    phases = [e for e in read(together / "events.jsonl")[0] if e["type"] == "phase" and e["phase"] == "encoding"]
+    assert {phase["total"] for phase in phases} == {2}, "of three clips"
+    assert len(list((together / "cache").iterdir())) == 3 + 4, "clips, and captions with the empty one"
 
 
-def test_a_process_that_vanishes_ends_the_others_with_a_sentence(config, folder):
-    path = folder / "vanished"
-    process = started(training(config("animatediff"), path, *ENDLESS))
-    wait_for_step(RunFolder(path), 2)
-    for child in psutil.Process(process.pid).children():
-        if child.environ().get("RANK") == "1":
-            child.kill()
-    told = process.communicate(timeout=60)[0]
+def test_a_process_that_vanishes_ends_the_other_and_the_run_goes_on_bit_for_bit(config, folder, together):
+    run = folder / "vanished"
+    line = torchrun("-m", "trainers.train", "--config", config, "--run-dir", run)
+    with started(line) as process:
+        wait_for(run, "checkpoint", 1, process)
+        (second,) = [p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1"]
+        second.kill()
+        told = process.communicate(timeout=60)[0]
     assert process.returncode != 0
-    last = read(RunFolder(path).events)[0][-1]
+    last = read(run / "events.jsonl")[0][-1]
     assert (last["type"], last["status"]) == ("run_finished", "failed")
     assert last["reason"].startswith("another process of this run ended without a word")
     assert "trainers/loop.py" not in told, "no traceback of ours"
+
+    told = launched([*line, "--resume"])
+    assert f"going on from step {STEPS // 4}" in told
+    assert_same(together, run)
 
 
 FAILS_IN_THE_SECOND = """
@@ -224,47 +199,40 @@ sys.exit(carry_out(RunFolder(Path(sys.argv[2])), started, act))
 """
 
 
-def test_the_first_process_tells_why_another_failed(config, folder):
-    script = folder / "fails.py"
+def test_the_first_process_tells_why_another_failed(config, folder, root):
+    script, run = folder / "fails.py", folder / "fails"
     script.write_text(FAILS_IN_THE_SECOND)
-    path = folder / "fails"
-    line = torchrun(script, config("animatediff"), path)
-    assert subprocess.run(line, capture_output=True, timeout=200).returncode != 0
-    last = read(RunFolder(path).events)[0][-1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run(torchrun(script, config, run), capture_output=True, timeout=200, env=environment).returncode
+    last = read(run / "events.jsonl")[0][-1]
     assert (last["status"], last["reason"]) == ("failed", "process 1 of 2 failed: clip_07.mp4 is gone")
 
 
-def test_fsdp_trains_saves_and_goes_on(config, folder, alone, root):
-    """Through accelerate launch with the configuration of the examples."""
-    file = config("cogvideox", "sharded", method="full", memory={"gradient_checkpointing": "sac"})
+def test_a_model_in_shards_is_stopped_saved_and_goes_on(folder, tiny_dataset, root):
+    """FSDP2 through accelerate launch, with the configuration of the examples."""
+    memory = {"gradient_checkpointing": "sac"}
+    config = write_config(folder, tiny_dataset, "cogvideox", "full", method="full", memory=memory)
+    run, alone = folder / "sharded", folder / "whole"
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", free_port()]
+    line += ["--config_file", str(root / "examples" / "accelerate" / "fsdp2.yaml"), "--num_processes", "2"]
+    line += ["-m", "trainers.train", "--config", str(config), "--run-dir", str(run)]
 
-    def sharded(run: Path, *more: str) -> list[str]:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
-        launch += ["--config_file", str(root / "examples" / "accelerate" / "fsdp2.yaml")]
-        launch += ["--main_process_port", free_port(), "-m", "trainers.train"]
-        return [*launch, "--config", str(file), "--run-dir", str(run), *more]
+    with started(line) as process:
+        wait_for(run, "step", 1, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        told = process.communicate(timeout=60)[0]
+    last = read(run / "events.jsonl")[0][-1]
+    assert (last["type"], last["status"]) == ("run_finished", "cancelled"), told
+    reached = RunFolder(run).checkpoints()[-1].step
+    assert 0 < reached < STEPS, "it was over before it could be stopped"
 
-    path = folder / "sharded"
-    launched(sharded(path))
-
-    from trainers.train import main
-
-    whole = folder / "whole"
-    line = ["--config", str(file), "--run-dir", str(whole), "--set", "optimizer.gradient_accumulation_steps=2"]
-    assert main(line) == 0
-    assert_same(whole, path, 4, tolerance=1e-6)
-    kept = [sorted(f.name for f in (run / "checkpoints" / "step-000004").rglob("*")) for run in (whole, path)]
-    assert kept[0] == kept[1]
-    configs = [next((run / "checkpoints" / "step-000004").rglob("config.json")).read_text() for run in (whole, path)]
-    assert configs[0] == configs[1]
-
-    resumed = back_to(path, 2, folder / "sharded-resumed")
-    launched(sharded(resumed, "--resume"))
-    assert_same(path, resumed, 4)
-
-    on_its_own = back_to(path, 2, folder / "sharded-alone")
-    assert main([*line[:3], str(on_its_own), *line[4:], "--resume"]) == 0
-    assert_same(path, on_its_own, 4, tolerance=1e-6)
+    assert f"going on from step {reached}" in launched([*line, "--resume"])
+    train_alone(config, alone)
+    assert_same(alone, run, tolerance=2e-6)
+    own, other = (RunFolder(path).checkpoints()[-1].path for path in (run, alone))
+    assert {file.name for file in own.rglob("*")} == {file.name for file in other.rglob("*")}
+    written = [next(path.rglob("config.json")).read_text() for path in (own, other)]
+    assert written[0] == written[1], "FSDP leaves no trace"
 
 
 @pytest.mark.parametrize(
@@ -282,7 +250,7 @@ def test_what_cannot_be_sharded_is_told_before_anything_is_loaded(config, monkey
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    settings = yaml.safe_load(to_yaml(load_config(config("animatediff"))))
+    settings = yaml.safe_load(to_yaml(load_config(config)))
     with pytest.raises(Mendable, match=sentence):
         asked_layout(parse_config(apply_overrides(settings, [setting])))
     monkeypatch.setenv("FSDP_VERSION", "1")

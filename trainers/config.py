@@ -190,8 +190,9 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "adam", "adamw8bit", "adam8bit", "prodigy"] = setting(
         "adamw",
-        "adamw; adam (its weight decay goes through the gradient); adamw8bit and adam8bit (bitsandbytes) keep their "
-        "states in a quarter of the memory; prodigy (prodigyopt) finds the size of a step by itself.",
+        "adamw; adam (its weight decay goes through the gradient); adamw8bit and adam8bit (bitsandbytes, where both "
+        "decay as adamw does) keep their states in a quarter of the memory; prodigy (prodigyopt) finds the size of a "
+        "step by itself.",
     )
     learning_rate: float = setting(
         1e-4,

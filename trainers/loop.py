@@ -49,6 +49,9 @@ def train(
     stop()
     processes = Processes(config)
     with processes.ending_together():
+        chosen = processes.gather(str(run.path.resolve()))[0]
+        if not processes.first:  # where no folder was asked for, each process would take the next that is free
+            run = RunFolder(Path(chosen))
         return train_with(processes, config, run, log, stop, resume)
 
 
