@@ -66,6 +66,21 @@ def cogvideox_bases(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mochi_bases(tmp_path_factory):
+    """Gives the settings that name a tiny random Mochi base: mochi, or mochi-genmo with the same layout as Genmo's
+    files. Shared: read it only."""
+    from functools import cache
+
+    from examples import tiny
+
+    @cache
+    def settings(kind: str) -> dict[str, str]:
+        return tiny.write(kind, tmp_path_factory.mktemp("tiny") / kind)
+
+    return settings
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """A dataset of three captioned clips of 12 frames, 64 x 64 at 12 fps. Shared: read it, never write into it."""
     from examples.demo import shapes

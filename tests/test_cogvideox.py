@@ -500,7 +500,7 @@ def test_samples_of_an_image_model_need_an_image(cogvideox_bases):
     assert not told(CogVideoXSampleConfig(**compared, images=["a.png"]))
 
 
-def test_learned_positions_are_told_before_the_run(cogvideox_bases):
+def test_learned_positions_are_told_before_the_run(cogvideox_bases, tmp_path):
     base = cogvideox_bases("cogvideox-5b-i2v")
     text = told(config(base, dataset={"height": 96}))
     assert "dataset.height: " in text and "64 x 64 only" in text and "learned_positions to false" in text
@@ -519,6 +519,10 @@ def test_learned_positions_are_told_before_the_run(cogvideox_bases):
     }
     assert "width: " in told(CogVideoXSampleConfig(**compared))
     assert not told(CogVideoXSampleConfig(**compared, learned_positions=False))
+    (tmp_path / "meta.json").write_text('{"learned_positions": false}')
+    (tmp_path / "weights.safetensors").touch()
+    for take in (tmp_path, tmp_path / "weights.safetensors"):
+        assert not told(CogVideoXSampleConfig(**compared, checkpoints=[str(take)])), "as the take was trained"
 
 
 def test_hints_on_precision_and_frames(cogvideox_bases):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ from test_cogvideox import train as train_some
 from trainers import lora
 from trainers.events import read as read_events
 from trainers.export import main as export_main
+from trainers.families.adapters import AS_TRAINED, as_trained
 from trainers.families.base import ExportRequest, ModelError
-from trainers.families.cogvideox.checkpoint import AS_TRAINED, as_trained, read_take
+from trainers.families.cogvideox.checkpoint import Take, read_take
 from trainers.families.cogvideox.export import export
 from trainers.families.cogvideox.model import CogVideoX
 from trainers.loop import loss_of
@@ -84,6 +86,10 @@ def output(model: CogVideoX) -> torch.Tensor:
     """What the transformer makes of a fixed input."""
     with torch.no_grad():
         return model.predict(model.example(batch(model), Draws.seeded(3)))
+
+
+def trained(take: Take) -> Mapping[str, Lora]:
+    return as_trained(take.path, take.lora, take.meta)
 
 
 def same_effect(found: dict[str, Lora], expected: dict[str, Lora]) -> None:
@@ -171,7 +177,7 @@ def test_training_goes_on_bit_for_bit(cogvideox_bases, tmp_path, rank, alpha, ro
     expected = dict(lora.parameters(model.transformer))
     for key, value in lora.parameters(again.transformer):
         assert torch.equal(value, expected[key]), key
-    same_effect(as_trained(read_take(folder)), read_take(folder).lora)
+    same_effect(trained(read_take(folder)), read_take(folder).lora)
     other = train_model(base, adapter={"rank": rank, "alpha": 2 * alpha})
     other.load([(folder, 1.0)])
     torch.testing.assert_close(output(other), output(model))
@@ -254,7 +260,7 @@ def test_loras_from_elsewhere_are_scaled_once(tmp_path, form):
     told = form in ("header", "alpha", "both")
     same_effect(take.lora, adapter if told else {p: Lora(a.down, a.up, 4.0) for p, a in adapter.items()})
     assert take.kind == "lora"
-    assert as_trained(take) == take.lora
+    assert trained(take) == take.lora
 
 
 def test_a_lora_of_diffusers_own_training_script_is_read(cogvideox_bases, tmp_path):

@@ -210,6 +210,41 @@ def test_captions_stand_beside_the_videos(place):
     ]
 
 
+def test_folders_below_are_read_where_they_are_asked_for(place):
+    folder = place("2.mp4", "10.MP4", "b/1.MOV", "a/x.mov", ".hidden/y.mp4")
+    (folder / "b" / "1.txt").write_text("one")
+    found = dataset(folder, "sidecar", subfolders=True)
+    assert [(clip.file_name, clip.text) for clip in found.clips] == [
+        ("2.mp4", ""), ("10.MP4", ""), ("a/x.mov", ""), ("b/1.MOV", "one"),
+    ]  # fmt: skip
+    assert [clip.file_name for clip in dataset(folder, "sidecar").clips] == ["2.mp4", "10.MP4"]
+    (folder / "2.mp4").unlink()
+    (folder / "10.MP4").unlink()
+    assert str(refused(folder, "sidecar")).endswith("in the folder itself, not below it")
+    assert len(dataset(folder, "sidecar", subfolders=True).clips) == 2
+
+
+def test_captions_without_a_video_are_told(place):
+    folder = place("a.mp4")
+    for name in ("a.txt", "a.json", "b.txt", "c.json"):
+        (folder / name).write_text("{}")
+    config = config_of(folder, "sidecar", max_clips=1)
+    rows = ledger(open_dataset(config.dataset), config, FAMILY)
+    assert [(row.status, row.reason) for row in rows[1:]] == [
+        ("dropped", "b.txt has no video of its name beside it; put one there, or remove the text"),
+        ("dropped", "c.json has no video of its name beside it; put one there, or remove the text"),
+    ]
+
+
+def test_what_another_trainer_has_encoded_is_no_video(place):
+    folder = place("a.mp4")
+    (folder / "a.txt").write_text("x")
+    (folder / "a.latent.pt").write_bytes(b"x")
+    (folder / "a.embed.pt").write_bytes(b"x")
+    (row,) = ledger(dataset(folder, "sidecar"), config_of(folder, "sidecar"), FAMILY)
+    assert row.status == "used"
+
+
 def test_a_video_without_a_caption_says_so(place):
     folder = place("a.mp4")
     (row,) = ledger(dataset(folder, "sidecar"), config_of(folder, "sidecar"), FAMILY)
@@ -487,7 +522,7 @@ def test_turned_originals_are_upright(tmp_path, degrees):
         (
             ["-c:v", "libx265", "-pix_fmt", "yuv420p10le", "-x265-params",
              "log-level=error:transfer=arib-std-b67:colorprim=bt2020:colormatrix=bt2020nc"],
-            "it is HDR: its colours come out pale",
+            "it is HDR (HLG): its colours are tone-mapped to BT.709",
         ),
         (["-c", "copy"], ""),
     ],

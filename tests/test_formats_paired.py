@@ -109,7 +109,8 @@ def test_missing_videos_are_refused_by_name_and_line(lists):
 
 
 def test_what_is_no_pair_of_lists_is_one_sentence(lists, tmp_path, film):
-    assert str(refused(tmp_path / "no")) == f"folder {tmp_path / 'no'} does not exist"
+    mend = "set dataset.path to the folder of videos.txt and prompts.txt"
+    assert str(refused(tmp_path / "no")) == f"folder {tmp_path / 'no'} does not exist; {mend}"
     assert "is a file; dataset.format paired needs the folder" in str(refused(film))
     folder = lists("", "")
     assert "are empty; write the path of a video" in str(refused(folder))

@@ -160,6 +160,14 @@ def test_cells_are_known_by_what_their_image_shows(compare, tmp_path):
     assert len({cell["file"].name for cell in cells}) == 1
 
 
+def test_a_comparison_says_what_its_base_was_not_made_for(compare, tmp_path):
+    assert compare("hint", include_base=True, checkpoints=[], seeds=[5])[0] == 0
+    said = [e["text"] for e in read(tmp_path / "hint" / "events.jsonl")[0] if e["type"] == "message"]
+    assert said[:1] == [
+        "CogVideoX 1.5 was made for 768 x 1360, not for 64 x 64; from an image, the longer side may be shorter"
+    ]
+
+
 def test_what_is_amiss_is_said_before_a_model_is_loaded(compare, run, capfd):
     cases = [
         ({"images": ["gone.png"]}, 1, "images cannot be used: gone.png does not exist"),

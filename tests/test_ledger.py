@@ -97,8 +97,8 @@ def test_the_ledger_speaks_of_the_frames_that_are_chosen(made):
         ({"num_frames": 32}, "has 31 frames; 32 are needed - lower dataset.num_frames to 31, or remove the clip"),
         (
             {"fps": 2, "frame_selection": "first"},
-            "has 31 frames; 61 are needed (16 frames at 2 frames per second) - "
-            "lower dataset.num_frames to 8, or remove the clip",
+            "has 31 frames; 61 are needed (16 frames at 2 frames per second): 7.625 s, of which it has 3.875 s and "
+            "lacks 3.75 s - lower dataset.num_frames to 8, or remove the clip",
         ),
         (
             {"frame_selection": "first", "start_frame": 40},

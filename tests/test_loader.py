@@ -16,6 +16,7 @@ from trainers.data.clips import Clip
 from trainers.data.frames import choose_frames
 from trainers.data.ledger import LedgerRow
 from trainers.data.loader import Batches, Sample, read_pixels
+from trainers.data.samples import middle
 from trainers.data.video import read_frames
 
 REFERENCE = Path(__file__).parent / "data" / "animatediff"
@@ -146,3 +147,19 @@ def test_a_crop_fills_the_target_from_the_middle(size):
     mirrored = pixels(REFERENCE / "pattern.mp4", [3], *size, flip=True)
     assert mirrored.shape == found.shape
     assert not torch.equal(mirrored, found)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (16, 16), (16, 64), (64, 16), (33, 57), (96, 128), (8, 120)])
+def test_a_cut_takes_the_middle_before_it_is_resized(size):
+    file = REFERENCE / "pattern.mp4"
+    found = pixels(file, [3], *size, cut=True)
+    assert found.shape == (1, 3, *size)
+    whole = torch.from_numpy(read_frames(file, [3])).permute(0, 3, 1, 2)
+    top, left, height, width = middle(whole.shape[-2], whole.shape[-1], *size)
+    piece = whole[..., top : top + height, left : left + width]
+    if (height, width) == size:
+        assert torch.equal(found, piece)
+    resized = torch.nn.functional.interpolate(piece.float(), size, mode="bilinear", antialias=True)
+    assert (found.float() - resized).abs().max() < 1.01
+    mirrored = pixels(file, [3], *size, cut=True, flip=True)
+    assert (mirrored.flip(-1).int() - found.int()).abs().max() <= 2

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.parity.__main__ import main
@@ -60,6 +61,50 @@ def test_those_of_cogvideox_pass(capsys):
     assert totals == f"totals passed={len(lines)} failed=0"
     named = {line.split()[1].rstrip(":") for line in lines}
     assert named >= {"t2v_2b_native", "t2v_5b_rope_tall", "i2v_5b_today", "t2v_15_odd_prepend", "i2v_15_odd_today"}
+
+
+def test_those_of_mochi_pass(capsys):
+    assert main(["mochi", str(VECTORS / "mochi")]) == 0
+    *lines, totals = capsys.readouterr().out.splitlines()
+    assert totals == f"totals passed={len(lines)} failed=0"
+    named = "\n".join(lines)
+    for name in (
+        "case4 output",
+        "consistent gradients",
+        "trajectory end",
+        "apart, fused by us",
+        "noise levels 0 values",
+    ):
+        assert f"ok   {name}: " in named
+
+
+MOVED = {  # a tensor of a file -> how the line of its check begins
+    ("dit_io.safetensors", "case1.out"): "case1 output",
+    ("model_200.lora.safetensors", "blocks.0.attn.qkv_y.lora_B"): "diffusers-lora of",
+    ("lora_genmo_from_independent.safetensors", "blocks.1.attn.qkv_x.lora_B"): "genmo-lora of",
+    ("loss_io.safetensors", "grad_consistent.blocks.0.attn.qkv_x.lora_A"): "consistent gradients",
+    ("trajectory.safetensors", "final.blocks.0.attn.proj_y.lora_A"): "trajectory end",
+    ("latents.safetensors", "dit_space"): "dit_space",
+}
+
+
+def test_numbers_of_mochi_that_were_moved_fail(tmp_path, capsys):
+    vectors = tmp_path / "vectors"
+    shutil.copytree(VECTORS / "mochi", vectors)
+    for file, name in MOVED:
+        packed = vectors / f"{file}.gz"
+        (vectors / file).write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+        with safe_open(vectors / file, "pt") as opened:
+            header = opened.metadata()
+        state = load_file(vectors / file)
+        state[name] = state[name].clone()
+        state[name].view(-1)[state[name].abs().argmin()] += 1e-2
+        save_file(state, vectors / file, metadata=header)
+    assert main(["mochi", str(vectors)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    for begins in MOVED.values():
+        assert any(line.startswith(f"FAIL {begins}") for line in failed), failed
 
 
 def test_packed_files_and_a_missing_base_pass(folder):

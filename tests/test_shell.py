@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainers.settings import ConfigError
-from trainers.shell import options, read_command
+from trainers.shell import options, read_command, read_commands
 
 SCRIPTS = ("train_it.py", "tool")
 
@@ -177,3 +177,37 @@ def test_a_command_that_is_built_and_evaluated():
 def test_a_sweep_is_several_runs():
     with pytest.raises(ConfigError, match=r"the text runs the command for each rate of 1e-4, 1e-3; leave one of them"):
         command(SWEEP.format(more=' "1e-3"'))
+
+
+# --- several commands -------------------------------------------------------------------------------------------------
+
+
+def test_all_commands_of_a_text_in_order():
+    scripts = ("prepare.bash", "train_it.py", "embed.py")
+    found = read_commands(
+        "bash tools/prepare.bash -v in/ -o out/\npython embed.py out/ && DEEP=1 python train_it.py --a $HERE\n"
+        "HERE=1\nexport HERE=2\npython train_it.py --a $HERE".replace("--a $HERE\n", "--a 0\n", 1),
+        scripts,
+    )
+    assert [(command.script, command.arguments) for command in found] == [
+        ("prepare.bash", ("-v", "in/", "-o", "out/")),
+        ("embed.py", ("out/",)),
+        ("train_it.py", ("--a", "0")),
+        ("train_it.py", ("--a", "2")),
+    ]
+    assert [command.environment.get("DEEP") for command in found] == [None, None, "1", None]
+    assert read_commands("nothing of theirs", scripts) == []
+    with pytest.raises(ConfigError, match="uses \\$GONE"):
+        read_commands("bash prepare.bash -v in\npython train_it.py --a $GONE", scripts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The script prepare.bash takes four options.",
+        "python embed.py is what comes next in the guide",
+        "Run prepare.bash - it is quick.",
+    ],
+)
+def test_a_script_that_is_spoken_of_is_no_command(text):
+    assert read_commands(text, ("prepare.bash", "embed.py")) == []

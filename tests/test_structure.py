@@ -101,7 +101,7 @@ def test_the_face_loads_no_torch(modules):
 
 def test_what_the_studio_takes_from_the_trainers_is_torch_free():
     allowed = ("config", "settings", "errors", "events", "runs", "families")
-    allowed += ("data.clips", "data.formats", "data.images", "data.ledger", "data.video")
+    allowed += ("data.clips", "data.formats", "data.images", "data.ledger", "data.samples", "data.video")
     wrong = []
     for file in sources("studio"):
         for module in imports(file):
@@ -172,7 +172,8 @@ def test_no_file_outside_its_folder_names_a_family():
             if file.is_relative_to(room):
                 continue
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-                if name in line.lower() and not (file == table and line.startswith(("from ", "FAMILIES"))):
+                words = line.lower().replace("cogvideox-factory", "")  # a trainer of several families is called so
+                if name in words and not (file == table and line.startswith(("from ", "FAMILIES"))):
                     wrong.append(f"{short(file)}:{number}: {line.strip()}")
     assert not wrong
 

@@ -421,8 +421,9 @@ def test_killed_before_its_last_samples_it_finishes_with_them(config, tmp_path):
     assert [c.step for c in run.checkpoints()] == [2]
 
 
+@pytest.mark.parametrize("name", ["state.pt", "pytorch_lora_weights.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "garbage"])
-def test_a_damaged_checkpoint_says_how_to_go_on(config, tmp_path, capfd, damage):
+def test_a_damaged_checkpoint_says_how_to_go_on(config, tmp_path, capfd, damage, name):
     from trainers.train import main
 
     run = RunFolder(tmp_path / "run")
@@ -430,10 +431,11 @@ def test_a_damaged_checkpoint_says_how_to_go_on(config, tmp_path, capfd, damage)
     arguments = ["--config", str(file), "--run-dir", str(run.path)]
     assert main(arguments) == 0
     last = run.checkpoints()[-1]
+    file = last.path / name
     if damage == "missing":
-        last.state.unlink()
+        file.unlink()
     else:
-        last.state.write_bytes(last.state.read_bytes()[:500] if damage == "cut off" else b"garbage")
+        file.write_bytes(file.read_bytes()[:500] if damage == "cut off" else b"garbage")
     assert main([*arguments, "--resume", "--set", "max_train_steps=3"]) == 1
     shown = capfd.readouterr()
     assert "remove this folder to resume from the checkpoint before it" in shown.out
@@ -597,6 +599,21 @@ def test_fp16_on_a_machine_without_a_gpu_says_what_it_does_instead(config, tmp_p
     assert main(["--config", str(config(mixed_precision="fp16")), "--run-dir", str(tmp_path / "run")]) == 0
     said = [e["text"] for e in read(RunFolder(tmp_path / "run").events)[0] if e["type"] == "message"]
     assert any("fp16 needs a CUDA device" in text for text in said)
+
+
+def test_a_run_says_what_its_dry_run_says(config, tmp_path, capfd):
+    from trainers.train import main
+
+    file = config(max_train_steps=1, validation__every_steps=None, optimizer__name="prodigy")
+    assert main(["--config", str(file), "--dry-run"]) == 0
+    lines = [line.removeprefix("# ") for line in capfd.readouterr().out.splitlines() if line.startswith("# ")]
+    found = [tuple(line.split(": ", 1)) for line in lines if line != "this run would start"]
+    assert any("1 is usual" in text for level, text in found if level == "warning")
+    run = RunFolder(tmp_path / "run")
+    assert main(["--config", str(file), "--run-dir", str(run.path)]) == 0
+    said = [(e["level"], e["text"]) for e in read(run.events)[0] if e["type"] == "message"]
+    assert said[: len(found)] == found
+    assert len(said) == len(set(said)), "nothing is said twice"
 
 
 def test_samples_that_begin_from_a_training_clip(config, tmp_path):

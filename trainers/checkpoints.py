@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from trainers.config import TrainConfig
 from trainers.errors import why
-from trainers.families.base import VideoModel
+from trainers.families.base import ModelError, VideoModel
 from trainers.processes import Processes
 from trainers.runs import Checkpoint, RunFolder
 from trainers.terminal import Mendable
@@ -74,6 +74,17 @@ def read_state(checkpoint: Checkpoint, config: TrainConfig, shared: bool) -> dic
             f"to {saved}, or start a new run"
         )
     return state
+
+
+def load_weights(model: VideoModel, checkpoint: Checkpoint) -> None:
+    """The trained weights of a checkpoint, to go on from. Mendable when they are damaged, or of another kind."""
+    try:
+        model.load([(checkpoint.path, 1.0)])
+    except ModelError as error:
+        raise Mendable(
+            f"{error}; set method and adapter as they were when the run began or, if the file is damaged, {WAY_OUT}: "
+            f"{checkpoint.path}"
+        ) from error
 
 
 def restore(

@@ -31,6 +31,9 @@ class DatasetConfig(Section):
         "line by line. hub: a dataset of the Hugging Face Hub by its id, or a folder with metadata.jsonl, metadata.csv "
         "or another table. Other formats than dailies are read where they lie.",
     )
+    subfolders: bool = setting(
+        False, "Take the videos of the folders below as well.", show_if={"dataset.format": ["sidecar"]}
+    )
     video_folder: str | None = setting(
         None,
         "Folder of the videos that the table names. Empty: the folder of the table.",
@@ -88,6 +91,12 @@ class DatasetConfig(Section):
         le=240,
         show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
+    fps_rounding: Literal["nearest", "earlier"] = setting(
+        "nearest",
+        "Which frame stands for a moment between two of the clip's, where it is resampled. nearest: the one that is "
+        "nearer in time. earlier: the one that a player would still show, as MoviePy takes it.",
+        show_if={"dataset.frame_selection": ["first", "random", "windows"]},
+    )
     frame_selection: Literal["first", "uniform", "random", "windows", "strided"] = setting(
         "random",
         "Which frames a clip gives: first (from start_frame on), uniform (spread over the whole clip), random (a "
@@ -102,10 +111,14 @@ class DatasetConfig(Section):
     )
     skip_frames_start: int = setting(0, "Frames at the beginning of every clip that are never used.", ge=0)
     skip_frames_end: int = setting(0, "Frames at the end of every clip that are never used.", ge=0)
-    fit: Literal["crop", "stretch", "buckets"] = setting(
+    fit: Literal["crop", "cut", "stretch", "buckets"] = setting(
         "crop",
-        "How a clip of another shape becomes height x width: crop (fill and cut the edges), stretch (distorts), "
-        "buckets (keep the clip's shape: the nearest size with about the same number of pixels).",
+        "How a clip of another shape becomes height x width: crop (resize until it fills, then take the middle), cut "
+        "(take the middle in that shape, then resize), stretch (distorts), buckets (keep the clip's shape: the nearest "
+        "size with about the same number of pixels).",
+    )
+    upscale: bool = setting(
+        True, "Enlarge clips that are smaller than the training frames. Off: such clips are left out."
     )
     frame_buckets: bool = setting(
         False, "Let a clip that is too short train with the most frames that it has, instead of leaving it out."
@@ -141,6 +154,19 @@ class DatasetConfig(Section):
     cache_dir: str | None = setting(
         None, "Folder for encoded samples, shared between runs. Empty: inside the run folder."
     )
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the videos are encoded already, which only some families read: they widen `format` by that word."""
+        return str(self.format) == "prepared"
+
+    @model_validator(mode="after")
+    def _prepared_stays(self) -> Self:
+        if self.prepared and self.flip:
+            raise FieldError("dataset.flip", "cannot mirror clips that are encoded already; turn it off")
+        if self.prepared and self.id_token is not None:
+            raise FieldError("dataset.id_token", "cannot go before captions that are encoded already; leave it empty")
+        return self
 
     @model_validator(mode="after")
     def _list_is_paired(self) -> Self:
@@ -308,9 +334,14 @@ class ValidationConfig(Section):
         """The seeds with which each prompt is sampled."""
         return [(self.seed + number) % 2**63 for number in range(self.samples_per_prompt)]
 
+    @property
+    def last_images(self) -> list[str]:
+        """Image files that samples end with, in families that have a setting for them."""
+        return []
+
     @model_validator(mode="after")
     def _images_fit(self) -> Self:
-        _check_images("validation.images", self.images, self.prompts)
+        check_images("validation.images", self.images, self.prompts)
         return self
 
 
@@ -391,6 +422,16 @@ class TrainConfig(Section):
             )
         return self
 
+    @property
+    def drawn_frames(self) -> int:
+        """Frames of a validation sample."""
+        return self.validation.num_frames or self.dataset.num_frames
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(height, width) of a validation sample."""
+        return self.validation.height or self.dataset.height, self.validation.width or self.dataset.width
+
 
 class SampleConfig(Section):
     """A comparison: every take (base, and each checkpoint at each strength) with every prompt and seed."""
@@ -421,6 +462,11 @@ class SampleConfig(Section):
         None, "Folder of clips already sampled, shared between comparisons. Empty: inside the run folder."
     )
 
+    @property
+    def last_images(self) -> list[str]:
+        """Image files that the clips end with, in families that have a setting for them."""
+        return []
+
     @field_validator("seeds")
     @classmethod
     def _seeds_are_natural(cls, seeds: list[int]) -> list[int]:
@@ -431,11 +477,11 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _images_fit(self) -> Self:
-        _check_images("images", self.images, self.prompts)
+        check_images("images", self.images, self.prompts)
         return self
 
 
-def _check_images(where: str, images: list[str], prompts: list[str]) -> None:
+def check_images(where: str, images: list[str], prompts: list[str]) -> None:
     """FieldError unless every prompt has its image, or a single one is for all of them, or there are none."""
     if len(images) > 1 and len(images) != len(prompts):
         raise FieldError(

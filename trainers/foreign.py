@@ -170,6 +170,14 @@ def lines_of(file: str) -> list[str] | None:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def without_effect(idle: Mapping[str, str]) -> str:
+    """The note on keys or flags that have nothing to do here: {its name: why}."""
+    why: dict[str, list[str]] = {}
+    for name, reason in idle.items():
+        why.setdefault(reason, []).append(name)
+    return "Without effect here: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in why.items()) + "."
+
+
 # --- the door of a family --------------------------------------------------------------------------------------------
 
 EXIT_UNREADABLE = 2

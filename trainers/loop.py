@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.nn.functional import mse_loss
 
-from trainers.checkpoints import random_state, random_state_kept, read_state, restore, save_checkpoint
+from trainers.checkpoints import load_weights, random_state, random_state_kept, read_state, restore, save_checkpoint
 from trainers.config import TrainConfig, ValidationConfig
 from trainers.data.clips import DatasetError, ReadableDataset
 from trainers.data.formats import open_dataset
 from trainers.data.images import images_for
-from trainers.data.ledger import LedgerRow, ledger, ledger_messages, nothing_to_train
+from trainers.data.ledger import LedgerRow, ledger, nothing_to_train
 from trainers.data.loader import Batches, Sample, read_pixels
 from trainers.events import EventLog
 from trainers.families import get_family
@@ -70,8 +70,6 @@ def train_with(
     family = get_family(config.family)
     dataset = open_dataset(config.dataset)
     rows = ledger(dataset, config, family)
-    for level, text in ledger_messages(rows, config.dataset.repeats):
-        log.write("message", level=level, text=text)
     problem = nothing_to_train(dataset, rows, config)
     if problem:
         raise DatasetError(problem[1])
@@ -91,7 +89,8 @@ def train_with(
     batches = Batches(dataset, trained_rows, config.dataset, config.seed)
     held = held_samples(dataset, batches, held_rows, config)
     cache_dir = Path(config.dataset.cache_dir).expanduser() if config.dataset.cache_dir else run.cache
-    encoded = Encoded(model, family.name, cache_dir if config.dataset.cache else None, config.seed)
+    kept = cache_dir if config.dataset.cache else None
+    encoded = Encoded(model, family.name, kept, config.seed, prepared=config.dataset.prepared)
     to_encode = [sample for variant in batches.variants() for sample in variant] + held
     captions = [row.clip.text for row in [*trained_rows, *held_rows]]
     report = encoding_report(log, stop)
@@ -106,7 +105,7 @@ def train_with(
         raise Mendable(f"the processes see different checkpoints in {run.path}; put it on a disk that all machines see")
     state = read_state(resume, config, shared=world > 1) if resume else None
     if resume:
-        model.load([(resume.path, 1.0)])
+        load_weights(model, resume)
     layout.share(model)
     parameters = model.trained_parameters()
     optimizer = make_optimizer(config.optimizer, parameters, config.memory.offload_optimizer)
@@ -429,10 +428,12 @@ def draw_samples(
 ) -> None:
     """Each validation prompt with each seed, through the function that a comparison uses. images: for each prompt what
     it begins from, or None. start: an encoded clip to begin from, instead of noise."""
-    asked = zip(config.validation.prompts, images, strict=True)
-    wanted = [(prompt, image, seed) for prompt, image in asked for seed in config.validation.seeds]
+    ends = images_for(config.validation.last_images, config.validation.prompts)
+    asked = zip(config.validation.prompts, images, ends, strict=True)
+    wanted = [(prompt, image, end, seed) for prompt, image, end in asked for seed in config.validation.seeds]
+    height, width = config.drawn_size
     set_mode(model, training=False)
-    for index, (prompt, image, seed) in enumerate(wanted):
+    for index, (prompt, image, end, seed) in enumerate(wanted):
         if stop.on:
             break
         log.write("phase", phase="sampling", done=index, total=len(wanted))
@@ -440,13 +441,14 @@ def draw_samples(
         request = SampleRequest(
             prompt=prompt,
             negative_prompt=config.validation.negative_prompt,
-            height=config.validation.height or config.dataset.height,
-            width=config.validation.width or config.dataset.width,
-            num_frames=config.validation.num_frames or config.dataset.num_frames,
+            height=height,
+            width=width,
+            num_frames=config.drawn_frames,
             num_inference_steps=config.validation.num_inference_steps,
             guidance_scale=config.validation.guidance_scale,
             start=start,
             image=image,
+            end_image=end,
         )
         file = run.sample_dir(step) / f"{index:03d}.mp4"
         take = f"step-{step:06d}" if step > config.start_step else "base"

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,36 @@ def _by_position(
     if "input" in kwargs:
         return (kwargs.pop("input"), *args), kwargs
     return args, kwargs
+
+
+def set_dropout(model: torch.nn.Module, dropouts: Mapping[str, float], name: str = "default") -> None:
+    """Give the named layers' adapters a dropout of their own."""
+    for path, layer in layers(model):
+        if path in dropouts:
+            own = torch.nn.Dropout(dropouts[path]) if dropouts[path] > 0 else torch.nn.Identity()
+            layer.lora_dropout[name] = own
+
+
+def tie(group: Sequence[torch.nn.Module], name: str = "default") -> bool:
+    """Let those of these layers that carry an adapter share the first one's lower half and dropout. Whether there is
+    anything to share; `tied_outputs` computes them then."""
+    carrying = [layer for layer in group if isinstance(layer, LoraLayer) and name in layer.lora_A]
+    for layer in carrying[1:]:
+        layer.lora_A[name], layer.lora_dropout[name] = carrying[0].lora_A[name], carrying[0].lora_dropout[name]
+    return len(carrying) > 1
+
+
+def tied_outputs(group: Sequence[Any], inputs: torch.Tensor, name: str = "default") -> list[torch.Tensor]:
+    """What tied layers give for the same inputs: the lower half is computed once, under one dropout, as a single layer
+    for all of them would."""
+    carrying = [layer for layer in group if isinstance(layer, LoraLayer)]
+    low = carrying[0].lora_A[name](carrying[0].lora_dropout[name](inputs))
+    return [
+        layer.get_base_layer()(inputs) + layer.lora_B[name](low) * layer.scaling[name]
+        if isinstance(layer, LoraLayer)
+        else layer(inputs)
+        for layer in group
+    ]
 
 
 def layers(model: torch.nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -204,12 +234,12 @@ def write_folded(
 
 
 def folded_state(adapter: Mapping[str, Lora], prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What `write_folded` writes."""
+    """What `write_folded` writes. Every tensor is one of its own: a file cannot hold halves that layers share."""
     state = {}
     for path, layer in adapter.items():
         own = layer.folded()
-        state[f"{prefix}.{path}.lora_A.weight"] = own.down.to(dtype).contiguous()
-        state[f"{prefix}.{path}.lora_B.weight"] = own.up.to(dtype).contiguous()
+        state[f"{prefix}.{path}.lora_A.weight"] = own.down.to(dtype, copy=True).contiguous()
+        state[f"{prefix}.{path}.lora_B.weight"] = own.up.to(dtype, copy=True).contiguous()
     return state
 
 

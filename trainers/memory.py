@@ -11,7 +11,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 #: What of a block is computed again in the backward pass: nothing, everything, everything but attention.
@@ -34,6 +33,8 @@ ATTENTION = {
     "xformers::efficient_attention_forward_cutlass",
 }
 
+COMPILED_VARIANTS = 64
+
 
 # --- activations ------------------------------------------------------------------------------------------------------
 
@@ -51,18 +52,30 @@ def checkpoint_blocks(blocks: Iterable[torch.nn.Module], policy: Policy, keep_ra
         block.forward = partial(_checkpointed, block.forward, policy, keep_random_state)
 
 
+def compile_blocks(blocks: Iterable[torch.nn.Module]) -> None:
+    """Let each block run as compiled code, all of them the same where they are alike; after `checkpoint_blocks`.
+
+    A block is compiled anew for what differs: with gradients or without, training or not, as the first or the last one,
+    for inputs of changing lengths, of one token, of none. PyTorch gives up after 8 of these unless told otherwise."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
+    for block in blocks:
+        block.compile(fullgraph=True)
+
+
 def _checkpointed(
     forward: Callable[..., Any], policy: Policy, keep_random_state: bool, *args: Any, **kwargs: Any
 ) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    contexts = partial(create_selective_checkpoint_contexts, _keep_attention) if policy == "sac" else noop_context_fn
+    # A plain call: torch.compile understands no context_fn that it has to look up, not even the one that does nothing.
+    if policy == "full":
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=keep_random_state, **kwargs)
     return checkpoint(
         forward,
         *args,
         use_reentrant=False,
         preserve_rng_state=keep_random_state,
-        context_fn=contexts,
+        context_fn=partial(create_selective_checkpoint_contexts, _keep_attention),
         **kwargs,
     )
 

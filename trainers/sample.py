@@ -91,7 +91,8 @@ class Cell:
 
 
 #: Settings that change which clips are asked for, not how one looks; prompts and images are in each request.
-_NOT_IN_KEY = {"checkpoints", "strengths", "include_base", "prompts", "images", "negative_prompt", "seeds", "cache_dir"}
+_NOT_IN_KEY = {"checkpoints", "strengths", "include_base", "prompts", "images", "end_images", "negative_prompt",
+               "seeds", "cache_dir"}  # fmt: skip
 
 
 def columns(config: SampleConfig) -> list[Column]:
@@ -107,12 +108,13 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
     settings = config.model_dump(exclude=_NOT_IN_KEY)
     models = {name: path_fingerprint(value) for name, value in settings.items() if isinstance(value, str)}
     takes = columns(config)
-    begun = zip(config.prompts, images_for(config.images, config.prompts), strict=True)
-    rows = [(prompt, image, seed) for prompt, image in begun for seed in config.seeds]
+    images, ends = (images_for(files, config.prompts) for files in (config.images, config.last_images))
+    asked = zip(config.prompts, images, ends, strict=True)
+    rows = [(prompt, image, end, seed) for prompt, image, end in asked for seed in config.seeds]
     first = next((take_identity(t.checkpoint) for t in takes if t.checkpoint), "")
     for column, take in enumerate(takes):
         weights = take_identity(take.checkpoint) if take.checkpoint else "base"
-        for row, (prompt, image, seed) in enumerate(rows):
+        for row, (prompt, image, end, seed) in enumerate(rows):
             request = SampleRequest(
                 prompt=prompt,
                 negative_prompt=config.negative_prompt,
@@ -122,6 +124,7 @@ def cells(config: SampleConfig) -> Iterator[Cell]:
                 num_inference_steps=config.num_inference_steps,
                 guidance_scale=config.guidance_scale,
                 image=image,
+                end_image=end,
             )
             # What a checkpoint says of its base decides how the base column is built, hence `first`.
             key = cache_key(settings=settings, models=models, first=first, take=weights, strength=take.strength,
@@ -267,6 +270,8 @@ def start(args: argparse.Namespace) -> int:
     def act(log: EventLog) -> str:
         for note in found.notes:
             log.write("message", level="warning", text=note)
+        for finding in file_findings(config):
+            log.write("message", level=finding.level, text=finding.text)
         return compare(config, run, log, stop)
 
     return carry_out(run, started, act, screen)

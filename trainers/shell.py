@@ -45,15 +45,33 @@ def read_command(text: str, scripts: Sequence[str]) -> Command | None:
     Knows comments, continued lines (of bash, PowerShell and cmd), assignments, quotes, launchers and ``-m module``.
     None when there is no such command; ConfigError when there are several, or a variable has no value.
     """
-    if not any(_named(script, text) for script in scripts):
-        return None
-    found = [command for words in _commands(_joined(text), {}) if (command := _as_command(words, scripts))]
-    if not found:
-        return None
+    found = _found(text, scripts)
     if len(found) > 1:
         names = ", ".join(command.script for command in found)
         raise ConfigError([("", f"there are {len(found)} commands in this text ({names}); give one of them")])
-    for word in found[0].arguments:
+    _check_variables(found)
+    return found[0] if found else None
+
+
+def read_commands(text: str, scripts: Sequence[str]) -> list[Command]:
+    """All commands of a shell text that run one of `scripts`, in order; see `read_command`.
+
+    ConfigError when a variable of one of them has no value.
+    """
+    found = _found(text, scripts)
+    _check_variables(found)
+    return found
+
+
+def _found(text: str, scripts: Sequence[str]) -> list[Command]:
+    if not any(_named(script, text) for script in scripts):
+        return []
+    return [command for words in _commands(_joined(text), {}) if (command := _as_command(words, scripts))]
+
+
+def _check_variables(commands: Sequence[Command]) -> None:
+    """ConfigError for a word of theirs in which a variable has no value, or several."""
+    for word in (word for command in commands for word in command.arguments):
         _, unset, rest = word.partition(_UNSET)
         if unset:
             name, loop, turns = rest.partition(_UNSET)[0].partition("=")
@@ -61,11 +79,13 @@ def read_command(text: str, scripts: Sequence[str]) -> Command | None:
                 values = ", ".join(turns.split(_TURN))
                 raise ConfigError([("", f"the text runs the command for each {name} of {values}; leave one of them")])
             raise ConfigError([("", f"the command uses ${name}, which the text does not set; write its value instead")])
-    return found[0]
+
+
+_FILES = (".py", ".bash")  # what a script's name ends in; a tool of a name without one must be followed by an option
 
 
 def _named(script: str, text: str) -> bool:
-    if script.endswith(".py"):
+    if script.endswith(_FILES):
         return script.removesuffix(".py") in text
     return re.search(rf"(?<![\w./-]){re.escape(script)}[\s\\^`]+--", text) is not None
 
@@ -85,10 +105,20 @@ def _as_command(words: tuple[dict[str, str], list[str]], scripts: Sequence[str])
         if place and line[place - 1] == "-m":
             name = word.rpartition(".")[2] + ".py"
         rest = line[place + 1 :]
-        spoken_of = bool(rest) and not any(word.startswith(("--", _UNSET)) for word in rest)  # in a sentence
-        if name in scripts and not spoken_of and (name.endswith(".py") or (rest and rest[0].startswith("--"))):
+        option = any(word.startswith(("--", _UNSET)) or _SHORT.fullmatch(word) for word in rest)
+        spoken_of = bool(rest) and not option and not _is_launched(line, place)  # in a sentence
+        if name in scripts and not spoken_of and (name.endswith(_FILES) or (rest and rest[0].startswith("--"))):
             return Command(name, tuple(rest), environment, tuple(line[:place]))
     return None
+
+
+_SHORT = re.compile(r"-[A-Za-z]{1,2}")
+_INTERPRETERS = ("python", "python3", "bash", "sh")
+
+
+def _is_launched(line: Sequence[str], place: int) -> bool:
+    """Whether an interpreter is told to run the word at `place` with a file or two: in prose more words follow."""
+    return place > 0 and re.split(r"[\\/]", line[place - 1])[-1] in _INTERPRETERS and len(line) - place <= 3
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool, notes: Sequence[
             f"{run.path} is at step {checkpoint.step}, beyond max_train_steps "
             f"{config.max_train_steps}; raise it to go on"
         )
-    for finding in findings(config, measuring_report()):
+    found = findings(config, measuring_report())
+    for finding in found:
         if finding.level == "error":
             raise Mendable(finding.text)
 
@@ -102,6 +103,8 @@ def start(config: TrainConfig, run: RunFolder, *, resume: bool, notes: Sequence[
             log.write("message", level="warning", text=note)
         for change in changes_made:
             log.write("message", level="info", text=f"changed since this run began: {change}")
+        for finding in found:
+            log.write("message", level=finding.level, text=finding.text)
         hush_libraries()
         from trainers.loop import train
 

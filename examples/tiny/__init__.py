@@ -22,6 +22,7 @@ from examples.tiny.animatediff import (
     write_index,
 )
 from examples.tiny.cogvideox import KINDS, write_cogvideox, write_t5_tokenizer
+from examples.tiny.mochi import write_mochi
 from examples.tiny.texts import WORDS
 
 __all__ = ["END", "FAMILIES", "SIZES", "START", "VARIANTS", "WORDS", "main", "save_text_encoder", "write",
@@ -30,9 +31,16 @@ __all__ = ["END", "FAMILIES", "SIZES", "START", "VARIANTS", "WORDS", "main", "sa
 Writer = Callable[[Path, str], dict[str, str]]
 
 SIZES = ("tiny", "mid", "full")
-FAMILIES: dict[str, Writer] = {"animatediff": write_animatediff, "cogvideox": write_cogvideox}
+FAMILIES: dict[str, Writer] = {
+    "animatediff": write_animatediff,
+    "cogvideox": write_cogvideox,
+    "mochi": write_mochi,
+}
 #: Other models of a family than the one that stands for it.
-VARIANTS: dict[str, Writer] = {kind: partial(write_cogvideox, kind=kind) for kind in KINDS if kind not in FAMILIES}
+VARIANTS: dict[str, Writer] = {
+    **{kind: partial(write_cogvideox, kind=kind) for kind in KINDS if kind not in FAMILIES},
+    "mochi-genmo": partial(write_mochi, genmo=True),
+}
 
 
 def write(family: str, out: Path, seed: int = 0, size: str = "tiny") -> dict[str, str]:

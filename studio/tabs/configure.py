@@ -15,6 +15,7 @@ from studio.forms import Choice, Form, Marks, Problem
 from studio.jobs import JobError
 from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
 from studio.parts.answer import answer, notes
+from studio.parts.frames import frame_strips, frames_key, frames_value, seen_frames
 from studio.workspace import DEMO, PROJECT, Workspace, WorkspaceError
 from trainers.config import TrainConfig
 from trainers.data.clips import DatasetError, NotHereYet
@@ -188,6 +189,10 @@ def _to_mend(form: Form[TrainConfig], now: Preview) -> list[tuple[Any, str]]:
     return [("error", f"To be mended first: {', '.join(wrong)}.")] if wrong else []
 
 
+#: What stands where frames can be shown, before they are.
+_UNSEEN = "The first clips, each with its first, middle and last frame as they will be trained."
+
+
 def run_title(title: str, config: TrainConfig) -> str:
     """The title of a run; from its dataset and method where nobody gave one."""
     name = Path(config.dataset.path).name or Path(config.base_model).name
@@ -235,7 +240,7 @@ def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
 
 #: What a preset leaves as it was chosen, unless it names it: it says how to train, not on what.
 KEPT = (
-    *(f"dataset.{name}" for name in ("path", "format", "video_folder", "videos", "prompts", "max_clips")),
+    *(f"dataset.{name}" for name in ("path", "format", "subfolders", "video_folder", "videos", "prompts", "max_clips")),
     *(f"dataset.{name}" for name in ("video_list", "caption_list", "video_column", "caption_column", "hub_config")),
     *(f"dataset.{name}" for name in ("id_token", "id_token_glued")),
     "base_model",
@@ -301,6 +306,11 @@ def build(page: Page) -> None:
                         form.build(values, prefix=name)
                         marks[name] = gr.State(form.marks(values))
                     columns.append(column)
+            with gr.Column(elem_classes="card"):
+                with gr.Row(elem_classes="actions"):
+                    gr.HTML('<h2 class="title">What the model will see</h2>', elem_classes="grow")
+                    look = gr.Button("Show the frames", size="md", elem_id="show-frames")
+                frames = frame_strips(elem_id="frames")
             with gr.Accordion("Use a config of your own", open=False):
                 reads = ", ".join(family.reads for family in FAMILIES.values() if family.reads)
                 gr.Markdown(f"Paste a config of Dailies, or of another trainer: {reads}.", elem_classes="quiet")
@@ -328,7 +338,7 @@ def build(page: Page) -> None:
             )  # fmt: skip
     draft = page.draft
     clock = gr.Timer(1.0, active=False)
-    shared = [head, saved, remarks, line, text, queue, save, draft, clock]
+    shared = [head, saved, remarks, line, text, queue, save, draft, clock, frames]
     everything = [chosen, *columns, origin, title, *(c for form in forms.values() for c in form.components)]
 
     def fill_all(name: str, given: Mapping[str, Sequence[Any] | None], run: str | None = None) -> list[Any]:
@@ -391,7 +401,7 @@ def build(page: Page) -> None:
 
     for name, form in forms.items():
         wire = _Wire(page, FAMILIES[name], form)
-        mine = [chosen, title, draft, marks[name], *form.components]
+        mine = [chosen, title, draft, frames, marks[name], *form.components]
         outputs = [*shared, marks[name], *form.outputs]
         for event in (loaded, switched, started, filled):
             event.then(wire.refresh, mine, outputs, **QUICK)
@@ -401,6 +411,7 @@ def build(page: Page) -> None:
         page.begin_run.change(
             wire.begin, [page.begin_run, chosen, *form.components], [chosen, *columns, *form.components], **QUICK
         ).then(wire.refresh, mine, outputs, **QUICK)
+        look.click(wire.look, [chosen, *form.components], frames, **{**QUICK, "show_progress": "minimal"})
         kept = [chosen, title, text, *form.components]
         queued = queue.click(wire.queue, kept, [saved, page.chosen_run, page.tabs, line], **TELLING)
         written = save.click(wire.save, kept, [saved, line], **QUICK)
@@ -416,11 +427,12 @@ class _Wire:
         self.family = family
         self.form = form
 
-    def refresh(self, chosen: str, title: str, draft: Any, before: Marks, *values: Any) -> list[Any]:
-        """What the values would start: answer, remarks, command, YAML, buttons, draft, and marks at the fields."""
+    def refresh(self, chosen: str, title: str, draft: Any, frames: Any, before: Marks, *values: Any) -> list[Any]:
+        """What the values would start: answer, remarks, command, YAML, buttons, draft, and marks at the fields. Frames
+        that are shown and are no longer what the model would see are taken away."""
         form = self.form
         if chosen != self.family.name:
-            return [gr.skip() for _ in range(10 + len(form.outputs))]
+            return [gr.skip() for _ in range(11 + len(form.outputs))]
         now = preview(form, self.family, values)
         marks = form.marks(values, now.problems)
         loose = [text for path, text in now.problems if path not in form.paths]
@@ -430,6 +442,7 @@ class _Wire:
             shown = [gr.update(value=command(self.page.workspace, run_id), visible=True), yaml]
         else:
             shown = [gr.skip(), gr.update(label="Config, as it was before")]
+        as_before = isinstance(frames, dict) and frames.get("key") == frames_key(now.config)
         keep = dict(draft) if isinstance(draft, dict) else {}
         keep |= {"family": chosen, "title": title, chosen: dict(zip(form.paths, values, strict=True))}
         return [
@@ -441,9 +454,24 @@ class _Wire:
             gr.update(interactive=now.starts),
             keep,
             gr.Timer(active=now.unfinished),
+            gr.skip() if as_before else frames_value(frames_key(now.config), [], _UNSEEN),
             marks,
             *form.updates(before, marks),
         ]
+
+    def look(self, request: gr.Request, chosen: str, *values: Any) -> Any:
+        """The frames of the first clips, for the owner: a form may name any video of this machine."""
+        if chosen != self.family.name:
+            return gr.skip()
+        self.page.access.require_owner(request)
+        config, problems = self.form.check(values)
+        if config is None:
+            return frames_value("", [], f"Nothing can be shown yet: {problems[0][1]}")
+        try:
+            found = seen_frames(config, self.family, PROJECT, _patient())
+        except StillLooking as error:
+            return frames_value(frames_key(config), [], str(error))
+        return {**found, "line": self.form.in_words(found["line"])}
 
     def begin(self, wish: dict[str, Any] | None, chosen: str, *values: Any) -> list[Any]:
         """The form for what the Dataset tab asks for: its dataset, and the frames and size that were looked with."""

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FAMILIES = ("animatediff", "cogvideox")
+FAMILIES = ("animatediff", "cogvideox", "mochi")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

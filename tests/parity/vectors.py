@@ -29,6 +29,11 @@ class Tensors:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    @staticmethod
+    def read(file: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a file that is no vector."""
+        return load(file.read_bytes())
+
     def take(self, name: str) -> torch.Tensor:
         if name not in self._values:
             raise KeyError(f"{self.file} has no tensor {name}")
@@ -50,6 +55,9 @@ class Case:
 
     def __contains__(self, name: str) -> bool:
         return name in self._facts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
 
     def __getitem__(self, name: str) -> Any:
         self._taken.add(name)

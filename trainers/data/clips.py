@@ -48,7 +48,7 @@ class Clip:
 
     file_name is relative to the dataset's folder, or what a foreign layout calls the clip. A clip whose file is missing
     or unreadable has no frames and an empty sha256: see `ReadableDataset.problem`. source: name, fps, duration, width,
-    height, sha256 of what was imported.
+    height, sha256 of what was imported, and hdr (PQ or HLG) where it was that.
     """
 
     file_name: str
@@ -216,6 +216,7 @@ class Dataset(ReadableDataset):
                     "width": found.width,
                     "height": found.height,
                     "sha256": sha256,
+                    **({"hdr": found.hdr} if found.hdr else {}),
                 },
             }
             with self._locked():
@@ -343,7 +344,8 @@ class Dataset(ReadableDataset):
             told = f"{file.name} cannot be read: {why(error)}" if isinstance(error, OSError) else str(error)
             problem = f"{told}; remove the clip"
         else:
-            return clip_of(row["file_name"], text, facts, source), None, "; ".join(facts.unusual)
+            was = [f"it was HDR ({source['hdr']}): its colours are tone-mapped to BT.709"] if source.get("hdr") else []
+            return clip_of(row["file_name"], text, facts, source), None, "; ".join([*was, *facts.unusual])
         return clip_of(row["file_name"], text, None, source), problem, ""
 
     def _facts_of(self, file: Path, row: dict[str, Any]) -> Facts:

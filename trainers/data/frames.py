@@ -1,8 +1,8 @@
 """Which frames of a clip a sample takes. Pure arithmetic: numbers in, numbers out.
 
 Sample frame i lies i x stride frames after the first: of the clip's own frames, or of the clip resampled to
-`dataset.fps`, whose frame k is the clip's frame nearest to k x clip_fps / fps. Frames that are skipped at the ends of a
-clip are as if they were not there.
+`dataset.fps`, whose frame k is the clip's frame nearest to k x clip_fps / fps, or the one before it in time (see
+`dataset.fps_rounding`). Frames that are skipped at the ends of a clip are as if they were not there.
 """
 
 from __future__ import annotations
@@ -114,8 +114,12 @@ def _offsets(config: DatasetConfig, clip_fps: float, num_frames: int) -> list[in
 
 
 def _clip_frame(number: int, clip_fps: float, config: DatasetConfig) -> int:
-    """The clip's frame for a number in the resampled clip. Halves go up: Python's round would make uneven steps."""
-    return number if config.fps is None else int(number * clip_fps / config.fps + 0.5)
+    """The clip's frame for a number in the resampled clip. Of the nearest, halves go up: Python's round would make
+    uneven steps. Earlier ones are MoviePy's: int(clip_fps * t + 0.00001), which lets 29.97 frames per second show
+    their first frame twice at 30."""
+    if config.fps is None:
+        return number
+    return int(number * clip_fps / config.fps + (0.5 if config.fps_rounding == "nearest" else 1e-5))
 
 
 def stride_over(available: int, config: DatasetConfig) -> int:

@@ -18,11 +18,11 @@ from av.filter import Graph
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from trainers.data import hdr
+
 #: FFmpeg's numbers for BT.709 (matrix, primaries and transfer) and for limited range.
 BT709, LIMITED = 1, 1
 _UNSPECIFIED = 2
-#: FFmpeg's numbers for the transfer curves of HDR: PQ and HLG.
-_HDR = (16, 18)
 #: Rates that a measured rate is taken for when it is nearly one of them.
 _USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
     Fraction(n) for n in (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
@@ -57,6 +57,7 @@ class Index:
     rotation: int
     plain: bool  # as `normalise` and `write_video` write it; decord gets no other files
     lost_of: int | None  # of how many frames some are missing, where the data end before the header says
+    hdr: str  # PQ or HLG, or empty
     unusual: tuple[str, ...]  # what makes its pictures or its time other than they seem, in words
 
 
@@ -102,10 +103,12 @@ def _read_index(path: Path, size: int, mtime_ns: int, name: str) -> Index:
             rotation=int(first.rotation),
             plain=(context.codec.canonical_name, context.pix_fmt) == ("h264", "yuv420p")
             and (first.colorspace, first.color_range, first.rotation) == (BT709, LIMITED, 0)
+            and first.color_trc not in hdr.NAMES
             and "mp4" in container.format.name
             and packets.closed
             and not first.interlaced_frame,
             lost_of=_lost_of(container, stream, packets, len(shown), float(rate)),
+            hdr=hdr.NAMES.get(first.color_trc, ""),
             unusual=tuple(_unusual(first, stream, timed and not _is_even(stamps, rate, stream))),
         )
 
@@ -196,7 +199,7 @@ def _claimed_rates(stream: VideoStream) -> list[Fraction]:
 
 
 def _unusual(first: av.VideoFrame, stream: VideoStream, uneven: bool) -> Iterator[str]:
-    """What a reader by number does not mend, where `normalise` would (HDR aside)."""
+    """What a reader by number does not mend, where `normalise` would; and of HDR, which both mend, that it is."""
     if uneven:
         yield "its frames stand for different times, but are taken by number"
     aspect = Fraction(stream.sample_aspect_ratio or 1)
@@ -204,8 +207,8 @@ def _unusual(first: av.VideoFrame, stream: VideoStream, uneven: bool) -> Iterato
         yield f"its pixels are not square ({aspect.numerator}:{aspect.denominator}), but are taken as if they were"
     if first.interlaced_frame:
         yield "it is interlaced: movement has comb-like edges"
-    if first.color_trc in _HDR:
-        yield "it is HDR: its colours come out pale"
+    if first.color_trc in hdr.NAMES:
+        yield f"it is HDR ({hdr.NAMES[first.color_trc]}): its colours are tone-mapped to BT.709"
 
 
 @contextmanager
@@ -306,8 +309,10 @@ def matrix(frame: av.VideoFrame) -> str | None:
 
 def upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
     """(h, w, 3) uint8 RGB, turned and mirrored as the file's display matrix says. size: (h, w) to resize to, whatever
-    the shape was, before the picture becomes RGB."""
+    the shape was, before the picture becomes RGB. HDR is tone-mapped first."""
     transpose, mirror, flip = orientation(frame)
+    if frame.color_trc in hdr.NAMES:
+        frame = _without_hdr(frame)
     if size:
         picture = _resized(frame, *(size[::-1] if transpose else size))
     else:
@@ -316,6 +321,15 @@ def upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.nda
     if transpose:
         picture = picture.transpose(1, 0, 2)
     return picture[:: -1 if flip else 1, :: -1 if mirror else 1]
+
+
+def _without_hdr(frame: av.VideoFrame) -> av.VideoFrame:
+    """The picture as a screen without HDR shows it, in rgb24. A frame that does not name its matrix has BT.2020's."""
+    unnamed = frame.colorspace == _UNSPECIFIED and "yuv" in frame.format.name
+    wide = frame.reformat(
+        format="rgb48le", src_colorspace="BT2020" if unnamed else None, dst_color_range="JPEG", interpolation="BILINEAR"
+    )
+    return av.VideoFrame.from_ndarray(hdr.tone_mapped(wide.to_ndarray(), int(frame.color_trc)), format="rgb24")
 
 
 def _resized(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trainers.config import DatasetConfig, TrainConfig
-from trainers.data.clips import Clip, ReadableDataset
+from trainers.data.clips import Clip, DatasetError, ReadableDataset
 from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride, stride_over, usable_frames
 from trainers.families.base import Finding, ModelFamily
 
@@ -19,7 +19,7 @@ from trainers.families.base import Finding, ModelFamily
 class LedgerRow:
     """What becomes of a clip: trained at this size and length, or dropped (then num_frames is 0). reason: a sentence,
     or empty when there is nothing to say. trimmed: some of its frames are never seen. clip: with the caption that it
-    trains with, which is what is encoded, cached and compared."""
+    trains with, which is what is encoded, cached and compared. prepared: it is encoded already, beside its video."""
 
     clip: Clip
     status: Literal["used", "trimmed", "dropped"]
@@ -27,11 +27,14 @@ class LedgerRow:
     num_frames: int
     height: int
     width: int
+    prepared: bool = False
 
 
 def ledger(dataset: ReadableDataset, config: TrainConfig, family: ModelFamily) -> list[LedgerRow]:
     """One row for each clip, in order: nothing is left out silently."""
     dataset.reload()
+    if config.dataset.prepared:
+        return [_prepared_row(clip, dataset, config.dataset, family) for clip in dataset.clips]
     return [
         _ledger_row(clip, dataset.problem(clip), dataset.remark(clip), config.dataset, family) for clip in dataset.clips
     ]
@@ -78,7 +81,8 @@ def size_hints(rows: Sequence[LedgerRow], config: DatasetConfig) -> list[Finding
     sizes = Counter(f"{row.width} x {row.height}" for row in usable)
     if len(sizes) > 1:
         text = f"the clips train in {_listed(sizes)}: every change of size costs time; clips of one shape train faster"
-        found.append(Finding("info", text + ", and so does dataset.fit crop", "dataset.fit"))
+        way = "" if config.prepared else ", and so does dataset.fit crop"
+        found.append(Finding("info", text + way, "dataset.fit"))
     lengths = Counter(f"{row.num_frames} frames" for row in usable)
     if len(lengths) > 1:
         text = f"the clips train with {_listed(lengths)}: every change of length costs time; equal ones train faster"
@@ -126,6 +130,8 @@ def _ledger_row(clip: Clip, problem: str | None, remark: str, config: DatasetCon
     if problem:
         return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
     height, width = _size(clip, config, family.size_multiple)
+    if not config.upscale and (clip.width < width or clip.height < height):
+        return LedgerRow(clip, "dropped", _too_small(clip, height, width), 0, height, width)
     num_frames = family.frames_within(most_frames(clip.num_frames, clip.fps, config))
     if not num_frames or (num_frames < config.num_frames and not config.frame_buckets):
         return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
@@ -147,6 +153,39 @@ def _ledger_row(clip: Clip, problem: str | None, remark: str, config: DatasetCon
     status: Literal["used", "trimmed"] = "trimmed" if skipped or unseen else "used"
     trained = replace(clip, text=caption_of(clip.text, config))
     return LedgerRow(trained, status, "; ".join(notes), num_frames, height, width)
+
+
+def _prepared_row(clip: Clip, dataset: ReadableDataset, config: DatasetConfig, family: ModelFamily) -> LedgerRow:
+    """The row of a clip that is encoded already. Its video is only looked at, so it may be one that cannot be read."""
+    file, problem = dataset.file(clip), dataset.problem(clip)
+    notes = [dataset.remark(clip)]
+    if problem and not file.is_file():
+        return LedgerRow(clip, "dropped", problem, 0, config.height, config.width, prepared=True)
+    try:
+        found = family.prepared(file)
+    except DatasetError as error:
+        return LedgerRow(clip, "dropped", str(error), 0, config.height, config.width, prepared=True)
+    if found is None:
+        text = f"{family.title} cannot use {clip.name} as it is prepared; choose another dataset.format"
+        return LedgerRow(clip, "dropped", text, 0, config.height, config.width, prepared=True)
+    if problem:
+        notes.append(f"only what lies encoded beside it is used: {problem.removesuffix('; remove the clip')}")
+    if (found.num_frames, found.height, found.width) != (config.num_frames, config.height, config.width):
+        asked = f"{config.num_frames} at {config.width} x {config.height}"
+        notes.append(
+            f"trains as it was prepared, with {found.num_frames} frames at {found.width} x {found.height}, not {asked}"
+        )
+    trained = replace(clip, sha256=found.sha256)  # not what its video holds is seen
+    size = found.num_frames, found.height, found.width
+    return LedgerRow(trained, "used", "; ".join(filter(None, notes)), *size, prepared=True)
+
+
+def _too_small(clip: Clip, height: int, width: int) -> str:
+    """The sentence for a clip that would have to be enlarged."""
+    return (
+        f"{clip.name} has {clip.width} x {clip.height} pixels; at least {width} x {height} are needed while "
+        "dataset.upscale is off - turn it on, choose a smaller size, or remove the clip"
+    )
 
 
 def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
@@ -172,7 +211,15 @@ def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
         ways.append("set dataset.frame_buckets or dataset.repeat_frames")
     has = "1 frame" if clip.num_frames == 1 else f"{clip.num_frames} frames"
     why = f"{needed} are needed" + (f" ({how})" if how != f"{needed} frames" else "")
+    if paced and config.fps:
+        there, lacking = clip.num_frames / clip.fps, (needed - clip.num_frames) / clip.fps
+        why += f": {_seconds(needed / clip.fps)}, of which it has {_seconds(there)} and lacks {_seconds(lacking)}"
     return f"{clip.name} has {has}; {why} - {', '.join([*ways, ''])}{'or ' if ways else ''}remove the clip"
+
+
+def _seconds(seconds: float) -> str:
+    """In thousandths: a clip may be a single frame too short."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + " s"
 
 
 def _shortened(clip: Clip, config: DatasetConfig, num_frames: int) -> str:

@@ -7,72 +7,22 @@ uninterrupted one would have seen.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.functional import interpolate
 
 from trainers.config import DatasetConfig
-from trainers.data.clips import Clip, ReadableDataset
-from trainers.data.frames import choose_frames
+from trainers.data.clips import ReadableDataset
 from trainers.data.ledger import LedgerRow
+from trainers.data.samples import Sample, draw_samples, middle, placed
 from trainers.data.video import read_frames
 
+__all__ = ["READING", "Batches", "Sample", "draw_samples", "placed", "read_pixels"]
+
 #: How `read_pixels` makes them, for the key under which what is made of them is cached.
-READING = "stretched by the decoder's filters; or mirrored, covering, cropped"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model sees once: these frames of this clip, at this size."""
-
-    clip: Clip
-    file: Path
-    indices: tuple[int, ...]
-    height: int
-    width: int
-    stretch: bool
-    flip: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.indices), self.height, self.width
-
-    def describe(self) -> str:
-        first, last = self.indices[0], self.indices[-1]
-        return f"{Path(self.clip.file_name).name} (frames {first} to {last})"
-
-
-def draw_samples(
-    dataset: ReadableDataset, rows: Sequence[LedgerRow], config: DatasetConfig, seed: int, variant: int
-) -> list[Sample]:
-    """The samples that usable clips give in one variant (one pass's random starts and flips). Copies of a clip have
-    starts and flips of their own."""
-    found = []
-    copies: Counter[str] = Counter()
-    for row in rows:
-        if row.status == "dropped":
-            continue
-        copies[row.clip.sha256] += 1
-        copy = copies[row.clip.sha256]
-        rng = random.Random(f"{seed}/{row.clip.sha256}/{variant}" + (f"/{copy}" if copy > 1 else ""))
-        flip = config.flip and rng.random() < 0.5
-        for indices in choose_frames(row.clip.num_frames, row.clip.fps, config, row.num_frames, rng):
-            found.append(
-                Sample(
-                    clip=row.clip,
-                    file=dataset.file(row.clip),
-                    indices=tuple(indices),
-                    height=row.height,
-                    width=row.width,
-                    stretch=config.fit == "stretch",
-                    flip=flip,
-                )
-            )
-    return found
+READING = "stretched by the decoder's filters; or mirrored, covering, cropped; HDR tone-mapped"
 
 
 class Batches:
@@ -126,23 +76,18 @@ def read_pixels(sample: Sample) -> torch.Tensor:
     """(f, 3, h, w) uint8: mirrored, resized until it covers the target, then cropped from the middle, all in 8 bits.
 
     In this order and with this rounding as the field does it (torchvision's Resize and CenterCrop in swift and WebVid).
-    Stretched ones come from the decoder in their size, as Tune-A-Video and its kin have them.
+    Stretched ones come from the decoder in their size, as Tune-A-Video and its kin have them. Those that are to be cut
+    lose their edges first, as Genmo prepares clips, and are mirrored and resized then.
     Resizing small uint8 pictures is some 25 times faster than converting to float first (measured at 854x480 -> 256).
     """
     target = sample.height, sample.width
     frames = read_frames(sample.file, sample.indices, size=target if sample.stretch else None)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (f, 3, H, W)
+    if sample.cut:
+        top, left, height, width = middle(pixels.shape[-2], pixels.shape[-1], *target)
+        pixels = pixels[..., top : top + height, left : left + width]
     pixels = pixels.flip(-1) if sample.flip else pixels
-    size, (top, left) = placed(pixels.shape[-2], pixels.shape[-1], *target)
+    size, (top, left) = (target, (0, 0)) if sample.cut else placed(pixels.shape[-2], pixels.shape[-1], *target)
     if pixels.shape[-2:] != size:
         pixels = interpolate(pixels.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
     return pixels[..., top : top + target[0], left : left + target[1]]
-
-
-def placed(height: int, width: int, target_height: int, target_width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The smallest (height, width) of a picture's shape that covers the target, and (top, left) of the target in it."""
-    if target_width * height >= target_height * width:
-        size = max(target_height, target_width * height // width), target_width
-    else:
-        size = target_height, max(target_width, target_height * width // height)
-    return size, (round((size[0] - target_height) / 2), round((size[1] - target_width) / 2))

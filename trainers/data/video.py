@@ -22,6 +22,7 @@ import numpy as np
 from av.container import InputContainer
 from PIL import Image
 
+from trainers.data import hdr
 from trainers.data.index import (
     BT709,
     LIMITED,
@@ -66,7 +67,7 @@ _OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "cr
 class Probe:
     """What a video file holds. Width and height in pixels as shown, after rotation; duration in seconds; rotation in
     degrees counter-clockwise, already counted in width and height. Uneven rates give their average as fps. unusual:
-    what its frames, read by number, do not show as a player would, in clauses."""
+    what its frames, read by number, do not show as a player would, in clauses. hdr: PQ, HLG or empty."""
 
     num_frames: int
     fps: float
@@ -76,6 +77,7 @@ class Probe:
     codec: str
     rotation: int
     unusual: tuple[str, ...] = ()
+    hdr: str = ""
 
 
 def probe(path: Path, *, name: str | None = None) -> Probe:
@@ -96,6 +98,7 @@ def probe(path: Path, *, name: str | None = None) -> Probe:
         codec=index.codec,
         rotation=index.rotation,
         unusual=index.unusual,
+        hdr=index.hdr,
     )
 
 
@@ -103,8 +106,8 @@ def normalise(source: Path, target: Path, *, fps: float | None = None, name: str
     """Write `source` as a clip: constant rate, upright, square pixels, even sizes (at most a row and a column are cut).
 
     Rate: `fps`, else the file's own, else (uneven timestamps) its average; each moment shows
-    the frame nearest in time. Sound is left out. Decodes everything, so damage is found: VideoError says how many
-    frames can be read. `target` appears when it is whole.
+    the frame nearest in time. Sound is left out, and HDR is tone-mapped. Decodes everything, so damage is found:
+    VideoError says how many frames can be read. `target` appears when it is whole.
     """
     index = index_of(source, name)
     if index.lost_of:
@@ -341,7 +344,7 @@ def _clip_pictures(path: Path, name: str | None, index: Index) -> Iterator[tuple
 def _clip_picture(frame: av.VideoFrame, aspect: Fraction) -> av.VideoFrame:
     """Upright, with square pixels and even sizes. `aspect` is width / height of the file's pixels."""
     width = max(2, round(frame.width * aspect))
-    if not any(orientation(frame)) and not width % 2 and not frame.height % 2:
+    if not any(orientation(frame)) and not width % 2 and not frame.height % 2 and frame.color_trc not in hdr.NAMES:
         return _to_encode(frame if width == frame.width else frame.reformat(width=width, interpolation="BICUBIC"))
     picture = upright(frame)
     if aspect != 1:

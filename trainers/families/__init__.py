@@ -11,10 +11,11 @@ from trainers.data.images import problem_of_image
 from trainers.families.animatediff.config import FAMILY as ANIMATEDIFF
 from trainers.families.base import Finding, ModelFamily
 from trainers.families.cogvideox.config import FAMILY as COGVIDEOX
+from trainers.families.mochi.config import FAMILY as MOCHI
 from trainers.foreign import Foreign, Kind, blocks
 from trainers.settings import ConfigError, apply_overrides, parse_yaml, read_text, validate
 
-FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF, COGVIDEOX)}
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF, COGVIDEOX, MOCHI)}
 
 
 def get_family(name: str) -> ModelFamily:
@@ -38,16 +39,17 @@ def file_findings(config: TrainConfig | SampleConfig, root: Path = Path()) -> li
     family = get_family(config.family)
     found = list(family.findings(config))
     if isinstance(config, TrainConfig):
-        where, images = "validation.images", config.validation.images
+        where, images, ends = "validation.images", config.validation.images, config.validation.last_images
     else:
-        where, images = "images", config.images
+        where, images, ends = "images", config.images, config.last_images
     if images and family.takes_image(config) is False:
         text = f"{where} are given, but {family.title} with {config.base_model} begins from none; leave them empty"
         return [*found, Finding("error", text, where)]
-    for file in dict.fromkeys(images):
+    named = [(file, where) for file in images] + [(file, where.replace("images", "end_images")) for file in ends]
+    for file, place in dict.fromkeys(named):
         problem = problem_of_image(root / Path(file).expanduser())
         if problem:
-            found.append(Finding("error", f"{where} cannot be used: {problem}", where))
+            found.append(Finding("error", f"{place} cannot be used: {problem}", place))
     return found
 
 

@@ -73,12 +73,28 @@ class SampleRequest:
     start: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
     #: The picture that the clip begins from, (h, w, 3) uint8 at its own size, which the family fits to the clip's.
     image: np.ndarray | None = field(default=None, repr=False, compare=False)
+    #: The picture that the clip ends with, likewise.
+    end_image: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def facts(self) -> dict[str, Any]:
         """What was asked for in plain values: for a cache key, and for the file's own metadata. An image stands there
         as its SHA-256, as `sha256_of_image` gives it."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", "image")}
-        return plain if self.image is None else {**plain, "image": sha256_of_image(self.image)}
+        pictures = {"image": self.image, "end_image": self.end_image}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("start", *pictures)}
+        return plain | {name: sha256_of_image(shown) for name, shown in pictures.items() if shown is not None}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A clip that another trainer has encoded, by what lies beside its video: as how many frames, and at what size.
+
+    sha256: of everything that is trained from.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,11 @@ class VideoModel(ABC):
     @abstractmethod
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Embeddings, masks, pooled of texts: (b, ...) on the CPU. The empty text gives what dropout substitutes."""
+
+    def read_prepared(self, file: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What lies encoded beside a video, where the family's `prepared` finds it: as `encode_video` and
+        `encode_prompt` give them, without a batch dimension. ModelError where it does not fit."""
+        raise ModelError(f"{file.name} cannot be used as it is prepared; choose another dataset.format")
 
     @abstractmethod
     def example(self, batch: Mapping[str, torch.Tensor], draws: Draws) -> Example:
@@ -196,6 +217,8 @@ class ModelFamily:
     read_foreign: Callable[[str], Foreign | None] = lambda text: None
     #: What that is, in words.
     reads: str = ""
+    #: What lies encoded beside a video; DatasetError where that cannot be used. None: the family reads no such files.
+    prepared: Callable[[Path], Prepared | None] = lambda file: None
     #: What experience says of a run on so many clips: hints, never obstacles.
     advice: Callable[[TrainConfig, Sequence[LedgerRow]], list[Finding]] = lambda config, rows: []
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ WEIGHT_FILES = (".safetensors", *PICKLES)
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a folder in diffusers' format
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code."""
+def read_tensors(file: Path, only: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code.
+
+    only: names of the tensors that are wanted; those that lack are left out."""
     if not file.is_file():
         raise ModelError(f"{file} does not exist")
     try:
@@ -32,9 +34,11 @@ def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
                 raise ModelError(f"{file} is empty")
         if file.suffix in PICKLES:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            return _unwrapped(state, file), {}
+            whole = _unwrapped(state, file)
+            return {key: value for key, value in whole.items() if only is None or key in only}, {}
         with safe_open(file, "pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            keys = [key for key in opened.keys() if only is None or key in only]  # noqa: SIM118
+            return {key: opened.get_tensor(key) for key in keys}, opened.metadata() or {}
     except pickle.UnpicklingError as error:
         raise ModelError(_refusal(file, str(error))) from error
     except (

@@ -52,6 +52,15 @@ def callable_alone(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
+def several_processes() -> bool:
+    """Whether other processes train along, which then wait for a gradient of every trained weight in every step."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
 @contextlib.contextmanager
 def evaluating(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """The modules in evaluation mode, and afterwards as they were."""

@@ -92,6 +92,19 @@ def lora_outputs(adapter: Mapping[str, Lora]) -> dict[str, torch.Tensor]:
     return outputs
 
 
+def linear_outputs(state: Mapping[str, torch.Tensor], adapter: Mapping[str, Lora]) -> dict[str, torch.Tensor]:
+    """What each linear layer gives for a fixed random input, with a LoRA beside it rather than merged into it."""
+    outputs = {}
+    matrices = sorted(key for key, value in state.items() if key.endswith(".weight") and value.ndim == 2)
+    for key, generator in zip(matrices, generators(), strict=False):
+        given = torch.randn(4, state[key].shape[1], generator=generator)  # (n, in)
+        outputs[key] = given @ state[key].float().T
+        layer = adapter.get(key.removesuffix(".weight"))
+        if layer is not None:
+            outputs[key] += given @ layer.down.float().T @ layer.up.float().T * (layer.alpha / layer.rank)
+    return outputs
+
+
 def generators() -> Iterator[torch.Generator]:
     seed = 0
     while True:

@@ -8,12 +8,13 @@ from pathlib import Path
 from trainers.config import DatasetConfig
 from trainers.data.clips import Dataset, DatasetError, ReadableDataset
 from trainers.data.facts import Report
-from trainers.data.formats import hub, listed, paired, sidecar, webvid
+from trainers.data.formats import hub, listed, paired, prepared, sidecar, webvid
 from trainers.data.originals import Entry, Originals, is_file, located
 
 READERS: dict[str, Callable[[DatasetConfig, Path], Sequence[Entry]]] = {
     "list": listed.read,
     "paired": paired.read,
+    "prepared": prepared.read,
     "sidecar": sidecar.read,
     "webvid": webvid.read,
 }

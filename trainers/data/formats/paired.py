@@ -20,7 +20,8 @@ def read(config: DatasetConfig, root: Path) -> list[Entry]:
     a video is missing, or the lists differ in length."""
     folder = located(root, config.path)
     if not is_there(folder):
-        raise DatasetError(f"folder {folder} does not exist")
+        lists = f"{config.video_list} and {config.caption_list}"
+        raise DatasetError(f"folder {folder} does not exist; set dataset.path to the folder of {lists}")
     if is_file(folder):
         raise DatasetError(f"{folder} is a file; dataset.format paired needs the folder of the two lists")
     return pairs(folder, config)

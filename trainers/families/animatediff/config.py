@@ -137,16 +137,6 @@ class AnimateDiffTrainConfig(TrainConfig):
                 )
         return self
 
-    @property
-    def drawn_frames(self) -> int:
-        """Frames of a validation sample."""
-        return self.validation.num_frames or self.dataset.num_frames
-
-    @property
-    def drawn_size(self) -> tuple[int, int]:
-        """(height, width) of a validation sample."""
-        return self.validation.height or self.dataset.height, self.validation.width or self.dataset.width
-
     def _check_positions(self, positions: int) -> None:
         """FieldError when a motion module of so many positions takes fewer frames than are asked for."""
         stretched = positions * self.motion_module_pe_multiplier

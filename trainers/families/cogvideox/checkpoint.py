@@ -1,13 +1,7 @@
-"""Takes on disk: LoRAs in every naming in which they are found, and whole transformers; read without network.
-
-A LoRA file that a run writes has its alpha folded into the upper halves, so that full strength is scale 1 for every
-reader, whether it looks for an alpha or not. Where folding rounds, what was trained stands beside it to go on from.
-"""
+"""Takes on disk: LoRAs in every naming in which they are found, and whole transformers; read without network."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 
 from trainers import lora
+from trainers.families.adapters import AS_TRAINED, header_facts, parse_lora
 from trainers.families.base import ModelError
 from trainers.families.files import WEIGHTS, model_files, read_json, read_tensors
 from trainers.families.weights import State
@@ -25,8 +19,6 @@ from trainers.lora import Lora, some
 
 FAMILY_NAME = "cogvideox"
 PREFIX = "transformer"  # diffusers' name of the layers' model in a LoRA file
-HEADER = "dailies"  # our facts in the header of a LoRA file
-AS_TRAINED = "lora_B_as_trained.safetensors"  # beside a LoRA whose folding rounds
 POSITIONS = "patch_embed.pos_embedding"  # the learned positions of 5B-I2V, which a run can leave out
 _LAYER = re.compile(r"transformer_blocks\.\d+\..+|(patch_embed|time_embedding|ofs_embedding|norm_out|proj_out)\b.*")
 
@@ -120,18 +112,11 @@ def _read_lora(file: Path) -> Take:
     state = _bare(state)
     if any(_SAT.fullmatch(key) for key in state):
         return Take(file, "lora", lora=_from_sat(state, file))
-    if not lora.is_lora(state):
-        raise ModelError(f"{file} is not a LoRA: it holds {some(state) if state else 'nothing'}")
-    try:
-        found = lora.parse(state, lora.settings_of(header, PREFIX), PREFIX, str(file))
-    except lora.LoraError as error:
-        raise ModelError(str(error)) from error
-    except (re.error, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{file} has adapter settings that cannot be read: {error}") from error
+    found = parse_lora(state, header, PREFIX, str(file))
     foreign = [path for path in found if not _LAYER.fullmatch(path)]
     if foreign:
         raise ModelError(f"{file} is a LoRA of another family: no CogVideoX transformer has {some(foreign)}")
-    return Take(file, "lora", lora=found, meta=_header_facts(header))
+    return Take(file, "lora", lora=found, meta=header_facts(header))
 
 
 def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +126,6 @@ def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, dict):
             state = inner
     return {str(key): value for key, value in state.items()}
-
-
-def _header_facts(header: Mapping[str, str]) -> dict[str, Any]:
-    """What a file of ours says of itself; {} when it says nothing."""
-    try:
-        facts = json.loads(header.get(HEADER, "{}"))
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _from_sat(state: Mapping[str, Any], file: Path) -> dict[str, Lora]:
@@ -166,34 +142,3 @@ def _from_sat(state: Mapping[str, Any], file: Path) -> dict[str, Lora]:
     if broken:
         raise ModelError(f"{file} is damaged: the two halves of {some(broken)} do not fit")
     return {path: Lora(pair["A"], pair["B"], _SAT_ALPHA) for path, pair in halves.items()}
-
-
-# --- a LoRA that a run writes ----------------------------------------------------------------------------------------
-
-
-def write_lora(folder: Path, adapter: Mapping[str, Lora], facts: Mapping[str, Any]) -> None:
-    """The LoRA as `pytorch_lora_weights.safetensors`, alpha folded in; and the upper halves as they were trained,
-    where a factor that is no power of two has rounded them. facts: for the header, besides rank and alpha."""
-    lora.write_folded(folder / lora.FILE_NAME, adapter, PREFIX, torch.float32, {HEADER: json.dumps(dict(facts))})
-    rounded = {path: layer for path, layer in adapter.items() if not _power_of_two(layer.alpha / layer.rank)}
-    if rounded:
-        state = {f"{path}.lora_B.weight": layer.up.contiguous() for path, layer in rounded.items()}
-        save_file(state, folder / AS_TRAINED, metadata={"format": "pt"})
-
-
-def as_trained(take: Take) -> dict[str, Lora]:
-    """The LoRA of a take with its own alpha, bit for bit as it was trained, where its folder tells; else as it is."""
-    rank, alpha = take.meta.get("rank"), take.meta.get("alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, (int, float)) or not take.path.is_dir():
-        return take.lora
-    file = take.path / AS_TRAINED
-    ups = read_tensors(file)[0] if file.is_file() else {}
-    found = {}
-    for path, layer in take.lora.items():
-        up = ups.get(f"{path}.lora_B.weight")
-        found[path] = layer if up is None else Lora(layer.down, up, float(alpha))
-    return found
-
-
-def _power_of_two(factor: float) -> bool:
-    return math.frexp(factor)[0] == 0.5

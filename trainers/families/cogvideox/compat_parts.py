@@ -16,7 +16,7 @@ from trainers.config import DatasetConfig
 from trainers.data.clips import DatasetError
 from trainers.data.formats import hub, paired
 from trainers.families.cogvideox.facts import Facts, base_facts
-from trainers.foreign import Foreign, Key, read_keys, slashes
+from trainers.foreign import Foreign, Key, read_keys, slashes, without_effect
 from trainers.settings import ConfigError, parse_yaml
 from trainers.shell import Command, options
 
@@ -447,10 +447,6 @@ def foreign(call: Call, dataset: Mapping[str, Any], validation: Mapping[str, Any
     if not lora:
         del sections["adapter"]
     if call.idle:
-        why: dict[str, list[str]] = {}
-        for flag, reason in call.idle.items():
-            why.setdefault(reason, []).append(flag)
-        listed = "; ".join(f"{', '.join(flags)} ({reason})" for reason, flags in why.items())
-        call.around.append(f"Without effect here: {listed}.")
+        call.around.append(without_effect(call.idle))
     settings = {"family": "cogvideox", "method": call.dialect.method, **sections}
     return Foreign("train", settings, call.notes + call.around, slashes(call["output_dir"]))

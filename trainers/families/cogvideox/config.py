@@ -161,16 +161,6 @@ class CogVideoXTrainConfig(TrainConfig):
         return self
 
     @property
-    def drawn_frames(self) -> int:
-        """Frames of a validation sample."""
-        return self.validation.num_frames or self.dataset.num_frames
-
-    @property
-    def drawn_size(self) -> tuple[int, int]:
-        """(height, width) of a validation sample."""
-        return self.validation.height or self.dataset.height, self.validation.width or self.dataset.width
-
-    @property
     def draws(self) -> bool:
         """Whether the run draws samples."""
         return bool(self.validation.every_steps and self.validation.prompts)
@@ -316,7 +306,8 @@ def _tied(config: CogVideoXTrainConfig | CogVideoXSampleConfig, facts: Facts) ->
 def _without_learned(config: CogVideoXTrainConfig | CogVideoXSampleConfig) -> bool:
     """Whether learned positions are left out: as the config says, else as the first checkpoint was trained."""
     if config.learned_positions is None and isinstance(config, CogVideoXSampleConfig) and config.checkpoints:
-        return Checkpoint(Path(config.checkpoints[0]).expanduser()).meta().get("learned_positions") is False
+        first = Path(config.checkpoints[0]).expanduser()  # a folder, or the file in it
+        return Checkpoint(first.parent if first.is_file() else first).meta().get("learned_positions") is False
     return config.learned_positions is False
 
 

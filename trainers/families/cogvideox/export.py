@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
+from trainers.families.adapters import HEADER
 from trainers.families.base import ExportRequest, ModelError
 from trainers.families.cogvideox.base_model import BaseModel
-from trainers.families.cogvideox.checkpoint import HEADER, POSITIONS, PREFIX, Take, read_take, transformer_folder
+from trainers.families.cogvideox.checkpoint import POSITIONS, PREFIX, Take, read_take, transformer_folder
 from trainers.families.cogvideox.config import FAMILY
 from trainers.families.files import read_json
 from trainers.families.weights import State
@@ -21,8 +22,8 @@ from trainers.families.writing import (
     cast,
     check_range,
     difference,
-    generators,
     in_words,
+    linear_outputs,
     match,
     merged,
     write_lora,
@@ -78,7 +79,7 @@ def _export_transformer(request: ExportRequest, take: Take) -> str:
     def check(path: Path) -> float:
         again = read_take(path).state
         match(again, target, path)
-        return difference(_outputs(state, adapter), _outputs(again, {}), request)
+        return difference(linear_outputs(state, adapter), linear_outputs(again, {}), request)
 
     found = write_whole(request.out, write, check)
     with_lora = f"the LoRA merged at strength {request.strength:g}, " if adapter else ""
@@ -103,19 +104,6 @@ def _source(request: ExportRequest, take: Take) -> tuple[State, dict[str, Any], 
         del state[POSITIONS]
         config["use_learned_positional_embeddings"] = False
     return state, config, {path: layer.folded(request.strength) for path, layer in take.lora.items()}
-
-
-def _outputs(state: Mapping[str, torch.Tensor], adapter: Mapping[str, Lora]) -> dict[str, torch.Tensor]:
-    """What each linear layer gives for a fixed random input, with a LoRA beside it rather than merged into it."""
-    outputs = {}
-    matrices = sorted(key for key, value in state.items() if key.endswith(".weight") and value.ndim == 2)
-    for key, generator in zip(matrices, generators(), strict=False):
-        given = torch.randn(4, state[key].shape[1], generator=generator)  # (n, in)
-        outputs[key] = given @ state[key].float().T
-        layer = adapter.get(key.removesuffix(".weight"))
-        if layer is not None:
-            outputs[key] += given @ layer.down.float().T @ layer.up.float().T * (layer.alpha / layer.rank)
-    return outputs
 
 
 def _in_full(state: Mapping[str, torch.Tensor]) -> State:

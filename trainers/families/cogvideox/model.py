@@ -21,6 +21,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from trainers import lora
+from trainers.families.adapters import as_trained, write_lora
 from trainers.families.base import Example, ModelError, SampleRequest, Stage, VideoModel
 from trainers.families.base import Take as TakeAt
 from trainers.families.cogvideox.base_model import BaseModel
@@ -28,10 +29,8 @@ from trainers.families.cogvideox.checkpoint import (
     POSITIONS,
     PREFIX,
     Take,
-    as_trained,
     described,
     read_take,
-    write_lora,
 )
 from trainers.families.cogvideox.config import CogVideoXSampleConfig, CogVideoXTrainConfig
 from trainers.families.cogvideox.positions import rotary
@@ -458,7 +457,7 @@ class CogVideoX(VideoModel):
             **adapter,
         }
         if self.method == "lora":
-            write_lora(folder, lora.taken(self.transformer), facts)
+            write_lora(folder, lora.taken(self.transformer), PREFIX, facts)
         else:
             self.transformer.save_pretrained(folder / PREFIX)
         dataset = config.dataset
@@ -490,7 +489,7 @@ class CogVideoX(VideoModel):
         take, strength = read[0]
         if len(read) > 1 or strength != 1 or take.kind != "lora":
             raise ModelError("training a LoRA goes on from one LoRA at strength 1")
-        fill_trained_lora(self.transformer, as_trained(take), str(take.path))
+        fill_trained_lora(self.transformer, as_trained(take.path, take.lora, take.meta), str(take.path))
 
     def _apply_weights(self, read: Sequence[tuple[Take, float]]) -> None:
         """Whole transformers in place of the base's; one may lack learned positions, which are not used then."""
