@@ -157,18 +157,25 @@ class Mochi(VideoModel):
             vae.enable_tiling()
         if self._settings.vae_slicing:
             vae.enable_slicing()
-        return vae.requires_grad_(False)
+        return self._placed(vae)  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def _working(self, module: torch.nn.Module) -> Iterator[None]:
-        """The module on the device; afterwards in main memory again, where it is kept there."""
+        """Where models are kept in main memory: the module on the device, and afterwards there again."""
+        if not self._offloads:  # nor is a model in shards touched, which would gather them anew
+            yield
+            return
         module.to(self.device)
         try:
             yield
         finally:
-            if self._offloads:
-                module.to("cpu")
-                self._tidy()
+            module.to("cpu")
+            self._tidy()
+
+    def _placed(self, module: Any) -> Any:
+        """An encoder or decoder that was just read, for use; on the device unless models are kept in main memory."""
+        module.requires_grad_(False)
+        return module if self._offloads else module.to(self.device)
 
     def encode_video(self, pixels: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:
         if self._encoder is None:
@@ -185,7 +192,7 @@ class Mochi(VideoModel):
             width = int(self.transformer.config.text_embed_dim)
             return {"prompt_embeds": torch.zeros(*size, width), "prompt_attention_mask": torch.zeros(size).bool()}
         if self._text is None:
-            self._text = (self._base.tokenizer(), self._base.text_encoder(self._part_dtype).requires_grad_(False))
+            self._text = (self._base.tokenizer(), self._placed(self._base.text_encoder(self._part_dtype)))
         tokenizer, text_encoder = self._text
         tokens = tokenizer(
             [text.strip() for text in texts],
