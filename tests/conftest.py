@@ -81,6 +81,27 @@ def mochi_bases(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def dynamicrafter_bases(tmp_path_factory):
+    """Gives the folder of a tiny random DynamiCrafter base of four frames by the published one whose rules it follows:
+    512, 256 or 512-interp. Shared: read it only."""
+    from functools import cache
+
+    import torch
+
+    from examples.tiny.dynamicrafter import write_dynamicrafter
+
+    @cache
+    def folder(variant: str) -> Path:
+        out: Path = tmp_path_factory.mktemp("tiny") / variant
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            write_dynamicrafter(out, "tiny", variant, frames=4)
+        return out
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """A dataset of three captioned clips of 12 frames, 64 x 64 at 12 fps. Shared: read it, never write into it."""
     from examples.demo import shapes
@@ -138,5 +159,17 @@ def chromium():
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
+        browser.new_page, browser.new_context = _patient(browser.new_page), _patient(browser.new_context)
         yield browser
         browser.close()
+
+
+def _patient(make):
+    """What opens pages, so that they wait for a machine that does much else: two test processes and what they start."""
+
+    def opened(**options):
+        found = make(**options)
+        found.set_default_timeout(90_000)
+        return found
+
+    return opened

@@ -24,7 +24,6 @@ from trainers.families.cogvideox.config import (
     CogVideoXTrainConfig,
     advice,
     findings,
-    frames_within,
     takes_image,
 )
 from trainers.families.cogvideox.facts import PUBLISHED, base_facts
@@ -441,7 +440,6 @@ def told(made, level: str = "error") -> str:
 
 @pytest.mark.parametrize(("available", "within"), [(0, 0), (1, 1), (4, 1), (5, 5), (48, 45), (49, 49), (100, 97)])
 def test_frames_are_one_and_then_fours(available, within):
-    assert frames_within(available) == within
     assert FAMILIES["cogvideox"].frames_within(available) == within
 
 

@@ -67,7 +67,7 @@ def other_values(form: Form[Any], path: str, shown: Any) -> list[Any]:
         case "switch":
             return [not shown]
         case "whole":
-            steps = (8, 16) if path.endswith(("height", "width")) else (1, 4, 6)
+            steps = (8, 16, 64) if path.endswith(("height", "width")) else (1, 4, 6)
             return [str(int(shown or 0) + step) if control.typed else (shown or 0) + step for step in steps]
         case "number":
             return [text for text in ("0.5", "0.25", "2") if text != shown]

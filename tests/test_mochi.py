@@ -195,10 +195,26 @@ def test_with_cpu_offload_one_model_is_on_the_device_at_a_time(mochi_bases, monk
 
     monkeypatch.setattr(torch.nn.Module, "to", watched)
     assert np.array_equal(our_frames(model, request, 3), expected)
-    names = ("T5EncoderModel", "T5EncoderModel", "MochiTransformer3DModel", "AutoencoderKLMochi")
+    names = ("T5EncoderModel", "T5EncoderModel", "MochiTransformer3DModel", "AutoencoderKLMochi")  # two prompts
     assert [step for step in moved if step[1].startswith("cpu")] == [
         (name, where) for name in names for where in ("cpu:0", "cpu")
     ]
+
+
+def test_sampling_while_training_leaves_the_transformer_where_it_is(mochi_bases, monkeypatch):
+    """To move a model in shards means to gather it anew, for which the other processes would be waited for."""
+    model = train_model(mochi_bases("mochi"))
+    model.release("encoders")
+    moved, plain = set(), torch.nn.Module.to
+
+    def watched(module, *args, **kwargs):
+        moved.add(type(module).__name__)
+        return plain(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    our_frames(model, request_for(), 3)
+    assert "AutoencoderKLMochi" in moved
+    assert "MochiTransformer3DModel" not in moved
 
 
 def test_a_sample_takes_no_image(mochi_bases):

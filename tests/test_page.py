@@ -72,7 +72,6 @@ def app(tmp_path):
 @pytest.fixture
 def page(app, chromium):
     opened = chromium.new_page(viewport={"width": 1400, "height": 900})
-    opened.set_default_timeout(30_000)
     opened.complaints = []
     opened.on("pageerror", lambda error: opened.complaints.append(f"page error: {error}"))
     opened.on("dialog", lambda dialog: (opened.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -197,11 +196,11 @@ def watch(page) -> list[list[float]]:
         page.locator("#wall").get_by_role("button", name="Play").first.click()
     settle(lambda: shown.get_attribute("data-frame") not in (None, "0"))
     page.locator("#wall").get_by_role("button", name="Pause").first.click()
-    time.sleep(0.5)
+    settle(lambda: shown.get_attribute("data-playing") != "true" and len(set(page.evaluate(times))) == 1)
     found.append(page.evaluate(times))
-    for key in ("Home", ".", "."):
+    for key, frame in (("Home", "0"), (".", "1"), (".", "2")):
         page.keyboard.press(key)
-        time.sleep(0.5)
+        settle(lambda at=frame: shown.get_attribute("data-frame") == at and len(set(page.evaluate(times))) == 1)
         found.append(page.evaluate(times))
     assert found[-1] != found[1], "two steps on is another frame than the first"
     return found

@@ -205,7 +205,6 @@ def page(workspace, from_image, from_text, chromium):
     demo = ui.build(workspace, JobQueue(workspace.db), Worker(JobQueue(workspace.db), workspace, ["cpu"]), Access())
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True)
     opened = chromium.new_page(viewport={"width": 1200, "height": 900})
-    opened.set_default_timeout(30_000)
     opened.goto(url)
     opened.get_by_role("tab", name="Compare").click()
     opened.get_by_label("CogVideoX").click()

@@ -83,6 +83,18 @@ class DatasetConfig(Section):
         ge=1,
         show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
+    frame_stride_min: int | None = setting(
+        None,
+        "Take each sample at a random stride from this up to frame_stride. Empty: always at frame_stride.",
+        ge=1,
+        show_if={"dataset.frame_selection": ["random"]},
+    )
+    lower_stride: bool = setting(
+        False,
+        "Let a clip that is too short for the stride train at a smaller one, its frames / num_frames rounded down, "
+        "instead of leaving it out. Where fps is set, it must have half of what the stride asks for.",
+        show_if={"dataset.frame_selection": ["random"]},
+    )
     fps: float | None = setting(
         None,
         "Resample clips to this many frames per second before the stride is applied, so that clips of different "
@@ -91,10 +103,12 @@ class DatasetConfig(Section):
         le=240,
         show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
-    fps_rounding: Literal["nearest", "earlier"] = setting(
+    fps_rounding: Literal["nearest", "earlier", "stride"] = setting(
         "nearest",
         "Which frame stands for a moment between two of the clip's, where it is resampled. nearest: the one that is "
-        "nearer in time. earlier: the one that a player would still show, as MoviePy takes it.",
+        "nearer in time. earlier: the one that a player would still show, as MoviePy takes it. stride: every n-th "
+        "frame of the clip, n being frame_stride x the clip's rate / fps rounded down, so that steps are even but the "
+        "rate is only about what was asked for.",
         show_if={"dataset.frame_selection": ["first", "random", "windows"]},
     )
     frame_selection: Literal["first", "uniform", "random", "windows", "strided"] = setting(
@@ -111,11 +125,12 @@ class DatasetConfig(Section):
     )
     skip_frames_start: int = setting(0, "Frames at the beginning of every clip that are never used.", ge=0)
     skip_frames_end: int = setting(0, "Frames at the end of every clip that are never used.", ge=0)
-    fit: Literal["crop", "cut", "stretch", "buckets"] = setting(
+    fit: Literal["crop", "cut", "stretch", "buckets", "middle", "piece"] = setting(
         "crop",
         "How a clip of another shape becomes height x width: crop (resize until it fills, then take the middle), cut "
         "(take the middle in that shape, then resize), stretch (distorts), buckets (keep the clip's shape: the nearest "
-        "size with about the same number of pixels).",
+        "size with about the same number of pixels), middle (the middle as it is, not resized), piece (the same, "
+        "anywhere). Clips too small for the last two are left out.",
     )
     upscale: bool = setting(
         True, "Enlarge clips that are smaller than the training frames. Off: such clips are left out."
@@ -159,6 +174,33 @@ class DatasetConfig(Section):
     def prepared(self) -> bool:
         """Whether the videos are encoded already, which only some families read: they widen `format` by that word."""
         return str(self.format) == "prepared"
+
+    @property
+    def decoded_size(self) -> tuple[int, int] | None:
+        """(height, width) to which frames are squeezed as they are decoded, before anything else; None: as they are.
+        Families whose reference does so say it."""
+        return None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether frames are resized as floats, as references do that convert them first. Else in whole levels, which
+        is faster, and those that are stretched by the decoder itself, as Tune-A-Video and its kin do it."""
+        return False
+
+    @property
+    def as_reference(self) -> bool:
+        """Whether the table is read and samples are drawn with the mistakes of a family's reference."""
+        return False
+
+    @model_validator(mode="after")
+    def _strides_have_an_order(self) -> Self:
+        if self.frame_stride_min is not None and self.frame_stride_min > self.frame_stride:
+            raise FieldError(
+                "dataset.frame_stride_min",
+                f"is {self.frame_stride_min}, but dataset.frame_stride, up to which strides are drawn, is "
+                f"{self.frame_stride}; lower it or raise that",
+            )
+        return self
 
     @model_validator(mode="after")
     def _prepared_stays(self) -> Self:
@@ -421,6 +463,11 @@ class TrainConfig(Section):
                 "raise max_train_steps",
             )
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether the run draws samples."""
+        return bool(self.validation.every_steps and self.validation.prompts)
 
     @property
     def drawn_frames(self) -> int:

@@ -6,10 +6,11 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from trainers.families import FAMILIES, get_family
-from trainers.families.base import ExportRequest, ModelError
+from trainers.families.base import ExportRequest, ModelError, ModelFamily
 from trainers.runs import Checkpoint
 from trainers.terminal import answer
 
@@ -19,6 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{family.title}:\n" + "\n".join(f"  {name}  {what}" for name, what in family.export_formats.items())
         for family in FAMILIES.values()
     )
+    commands = [
+        f"  {name} --help  for {family.title}" for family in FAMILIES.values() for name in family.export_commands
+    ]
+    if commands:
+        formats += "\n\nCommands of their own, in place of a checkpoint:\n" + "\n".join(commands)
     parser = argparse.ArgumentParser(
         prog="python -m trainers.export",
         description="Write a checkpoint in a format of the field, load it again, compare it, and say what was matched.",
@@ -38,9 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--strength", type=float, default=1.0, help="of a LoRA, as it is merged or written; default: 1")
     parser.add_argument("--onto", help="what a LoRA is merged into; default: what it was trained on")
-    args = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    for family in FAMILIES.values():
+        if given and given[0] in family.export_commands:
+            return answer(partial(_carry_out, family, given))
+    args = parser.parse_args(given)
     request = ExportRequest(args.checkpoint, args.format, args.out, args.dtype, args.strength, args.onto)
     return answer(lambda: tell(export(request, args.family)))
+
+
+def _carry_out(family: ModelFamily, given: Sequence[str]) -> int:
+    return tell(family.export_command(given[0], given[1:]))
 
 
 def tell(report: str) -> int:

@@ -18,7 +18,7 @@ Report = Callable[[int, int], None]
 
 #: Tensors by name, without a batch dimension.
 Tensors = dict[str, torch.Tensor]
-#: A sample as the disk gives it: encoded; encoded elsewhere, with its prompt; or pixels (f, 3, h, w) uint8 that are
+#: A sample as the disk gives it: encoded; encoded elsewhere, with its prompt; or pixels (f, 3, h, w) that are
 #: still to be encoded.
 Read = Tensors | tuple[Tensors, Tensors] | torch.Tensor
 
@@ -143,8 +143,15 @@ class Encoded:
             size=(sample.height, sample.width),
             stretch=sample.stretch,
             flip=sample.flip,
-            **({"cut": True} if sample.cut else {}),  # so that what was cached before there was such a thing stays good
+            **_unusual(sample),
         )
 
     def _text_key(self, text: str) -> str:
         return cache_key(family=self._family, encoder=self._prompt_encoder, text=text)
+
+
+def _unusual(sample: Sample) -> dict[str, object]:
+    """What else tells a sample's pixels. Only what is not as usual, so that what was cached before there was such a
+    thing stays good."""
+    names = ("cut", "piece", "bars", "decoded", "smooth")
+    return {name: value for name in names if (value := getattr(sample, name))}

@@ -22,6 +22,8 @@ from examples.tiny.animatediff import (
     write_index,
 )
 from examples.tiny.cogvideox import KINDS, write_cogvideox, write_t5_tokenizer
+from examples.tiny.dynamicrafter import KINDS as DYNAMICRAFTERS
+from examples.tiny.dynamicrafter import write_dynamicrafter
 from examples.tiny.mochi import write_mochi
 from examples.tiny.texts import WORDS
 
@@ -35,11 +37,13 @@ FAMILIES: dict[str, Writer] = {
     "animatediff": write_animatediff,
     "cogvideox": write_cogvideox,
     "mochi": write_mochi,
+    "dynamicrafter": write_dynamicrafter,
 }
 #: Other models of a family than the one that stands for it.
 VARIANTS: dict[str, Writer] = {
     **{kind: partial(write_cogvideox, kind=kind) for kind in KINDS if kind not in FAMILIES},
     "mochi-genmo": partial(write_mochi, genmo=True),
+    **{kind: partial(write_dynamicrafter, variant=v) for kind, v in DYNAMICRAFTERS.items() if kind not in FAMILIES},
 }
 
 

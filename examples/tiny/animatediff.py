@@ -87,7 +87,7 @@ def write_animatediff(out: Path, size: str) -> dict[str, str]:
             pad_token_id=vocabulary[END],
         )
     )
-    _spread_latents(vae)
+    spread_latents(vae)
     unet.half().save_pretrained(out / "unet")  # half the size on disk; read in any precision
     vae.save_pretrained(out / "vae")
     save_text_encoder(text_encoder, out / "text_encoder")
@@ -113,7 +113,7 @@ def write_index(out: Path) -> None:
     write_json(out / "model_index.json", index)
 
 
-def _spread_latents(vae: AutoencoderKL) -> None:
+def spread_latents(vae: AutoencoderKL) -> None:
     """Scale a random encoder so that coloured patterns give latents of about unit size with little posterior noise,
     as a trained one does; otherwise the posterior's noise would drown what is seen."""
     colours = torch.rand(16, 3, 8, 8) * 2 - 1

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FAMILIES = ("animatediff", "cogvideox", "mochi")
+FAMILIES = ("animatediff", "cogvideox", "mochi", "dynamicrafter")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from trainers.data.frames import choose_frames, most_frames
 from trainers.data.ledger import caption_of
 from trainers.data.loader import Sample, read_pixels
 from trainers.data.video import probe
-from trainers.families.cogvideox.config import frames_within
+from trainers.families.cogvideox.config import FAMILY
 
 FRAMES, TEXTS = "frame_selection.json", "text_files.json"
 PICTURES, PIXELS = "video_frames.json", "video_frames.safetensors"
@@ -72,7 +72,7 @@ def frames_of(kind: str, config: DatasetConfig, available: int) -> list[int]:
     """The frames that a clip of so many gives: none where the ledger drops it."""
     length = most_frames(available, 8.0, config)
     if kind == "seed_time_script":
-        length = frames_within(length)
+        length = FAMILY.frames_within(length)
     if length < config.num_frames and not config.frame_buckets:
         return []
     found = choose_frames(available, 8.0, config, length, random.Random(0))

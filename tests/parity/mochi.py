@@ -416,7 +416,7 @@ def genmo_halves(model: Mochi, gradient: bool = False) -> dict[str, torch.Tensor
         for key, parameter in lora.parameters(model.transformer)
     }
     for block in range(len(model.transformer.transformer_blocks)):
-        for layer, parts in names._LAYERS.items():
+        for layer, parts in names.LAYERS.items():
             paths = [f"transformer_blocks.{block}.attn1.{part}" for part in parts]
             if f"{paths[0]}.lora_A.weight" in own:
                 lower, upper = ([own[f"{path}.lora_{half}.weight"] for path in paths] for half in "AB")

@@ -9,7 +9,7 @@ from fractions import Fraction
 from tests.parity.vectors import Case, Report, Vectors
 from trainers.data.frames import choose_frames, needed_frames
 from trainers.data.samples import middle
-from trainers.families.mochi.config import FRAME_MULTIPLE, MochiDatasetConfig, frames_within
+from trainers.families.mochi.config import FAMILY, FRAME_MULTIPLE, MochiDatasetConfig
 
 PREPARATION = "preprocess.json"
 FPS = 30
@@ -43,7 +43,7 @@ def dataset(num_frames: int) -> MochiDatasetConfig:
 def check_length(case: Case, report: Report) -> None:
     """Latent frames and tokens; and that what upstream writes is enough for us, which need no more than is shown."""
     frames = case["num_frames"]
-    report.equal(f"{case.name} allowed", frames_within(frames), frames)
+    report.equal(f"{case.name} allowed", FAMILY.frames_within(frames), frames)
     latent = (frames - 1) // FRAME_MULTIPLE + 1
     report.equal(f"{case.name} latent frames", latent, case["latent_frames"])
     (shape,) = [case[name] for name in case if name.startswith("latent_shape_")]

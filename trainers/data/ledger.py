@@ -11,7 +11,17 @@ from typing import Literal
 
 from trainers.config import DatasetConfig, TrainConfig
 from trainers.data.clips import Clip, DatasetError, ReadableDataset
-from trainers.data.frames import choose_frames, full_frames, most_frames, most_stride, stride_over, usable_frames
+from trainers.data.frames import (
+    choose_frames,
+    full_frames,
+    lowered_stride,
+    lowers_stride,
+    most_frames,
+    most_stride,
+    needed_frames,
+    stride_over,
+    usable_frames,
+)
 from trainers.families.base import Finding, ModelFamily
 
 
@@ -130,17 +140,18 @@ def _ledger_row(clip: Clip, problem: str | None, remark: str, config: DatasetCon
     if problem:
         return LedgerRow(clip, "dropped", problem, 0, config.height, config.width)
     height, width = _size(clip, config, family.size_multiple)
+    tall, wide = config.decoded_size or (clip.height, clip.width)
+    if config.fit in ("middle", "piece") and (wide < width or tall < height) and not config.as_reference:
+        return LedgerRow(clip, "dropped", _too_small(clip, config), 0, height, width)
     if not config.upscale and (clip.width < width or clip.height < height):
-        return LedgerRow(clip, "dropped", _too_small(clip, height, width), 0, height, width)
+        return LedgerRow(clip, "dropped", _to_enlarge(clip, height, width), 0, height, width)
     num_frames = family.frames_within(most_frames(clip.num_frames, clip.fps, config))
     if not num_frames or (num_frames < config.num_frames and not config.frame_buckets):
         return LedgerRow(clip, "dropped", _too_short(clip, config, num_frames), 0, height, width)
     notes = [remark] if remark else []
     if num_frames < config.num_frames:
         notes.append(_shortened(clip, config, num_frames))
-    stretched = _stretch(clip, config, num_frames)
-    if stretched:
-        notes.append(stretched)
+    notes += filter(None, [_lowered(clip, config, num_frames), _stretch(clip, config, num_frames)])
     skipped = _in_words(_skipped(clip, config))
     if skipped:
         notes.append(f"skipped: {skipped}")
@@ -180,7 +191,15 @@ def _prepared_row(clip: Clip, dataset: ReadableDataset, config: DatasetConfig, f
     return LedgerRow(trained, "used", "; ".join(filter(None, notes)), *size, prepared=True)
 
 
-def _too_small(clip: Clip, height: int, width: int) -> str:
+def _too_small(clip: Clip, config: DatasetConfig) -> str:
+    """The sentence for a clip of which no piece can be taken as it is."""
+    return (
+        f"{clip.name} has {clip.width} x {clip.height} pixels; at least {config.width} x {config.height} are needed "
+        f"for dataset.fit {config.fit} - set it to crop, choose a smaller size, or remove the clip"
+    )
+
+
+def _to_enlarge(clip: Clip, height: int, width: int) -> str:
     """The sentence for a clip that would have to be enlarged."""
     return (
         f"{clip.name} has {clip.width} x {clip.height} pixels; at least {width} x {height} are needed while "
@@ -211,7 +230,10 @@ def _too_short(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
         ways.append("set dataset.frame_buckets or dataset.repeat_frames")
     has = "1 frame" if clip.num_frames == 1 else f"{clip.num_frames} frames"
     why = f"{needed} are needed" + (f" ({how})" if how != f"{needed} frames" else "")
-    if paced and config.fps:
+    if lowers_stride(config):
+        least = needed_frames(config, clip.fps, config.num_frames)
+        why = f"at least {least} are needed to lower its stride ({how})"
+    elif paced and config.fps:
         there, lacking = clip.num_frames / clip.fps, (needed - clip.num_frames) / clip.fps
         why += f": {_seconds(needed / clip.fps)}, of which it has {_seconds(there)} and lacks {_seconds(lacking)}"
     return f"{clip.name} has {has}; {why} - {', '.join([*ways, ''])}{'or ' if ways else ''}remove the clip"
@@ -233,6 +255,17 @@ def _shortened(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
         f"trains as a single picture (frame {begin}) instead of {config.num_frames} frames: {had}; remove it if it is "
         "to teach movement"
     )
+
+
+def _lowered(clip: Clip, config: DatasetConfig, num_frames: int) -> str:
+    """What `dataset.lower_stride` makes of a clip that is too short."""
+    begin, end = usable_frames(clip.num_frames, config)
+    needed = full_frames(config, clip.fps, num_frames)
+    if not lowers_stride(config) or needed <= clip.num_frames or end - begin < num_frames:
+        return ""
+    stride = lowered_stride(end - begin, num_frames)
+    drawn = "" if config.frame_stride_min is None else " where a larger one is drawn"
+    return f"has {clip.num_frames} frames of {needed}: trains at stride {stride}{drawn}"
 
 
 def _stretch(clip: Clip, config: DatasetConfig, num_frames: int) -> str:

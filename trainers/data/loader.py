@@ -11,15 +11,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from trainers.config import DatasetConfig
 from trainers.data.clips import ReadableDataset
 from trainers.data.ledger import LedgerRow
-from trainers.data.samples import Sample, draw_samples, middle, placed
+from trainers.data.samples import Sample, barred, draw_samples, middle, pieced, placed
 from trainers.data.video import read_frames
 
-__all__ = ["READING", "Batches", "Sample", "draw_samples", "placed", "read_pixels"]
+__all__ = ["READING", "Batches", "Sample", "draw_samples", "fitted", "placed", "read_pixels"]
 
 #: How `read_pixels` makes them, for the key under which what is made of them is cached.
 READING = "stretched by the decoder's filters; or mirrored, covering, cropped; HDR tone-mapped"
@@ -73,7 +73,8 @@ class Batches:
 
 
 def read_pixels(sample: Sample) -> torch.Tensor:
-    """(f, 3, h, w) uint8: mirrored, resized until it covers the target, then cropped from the middle, all in 8 bits.
+    """(f, 3, h, w) uint8: mirrored, resized until it covers the target, then cropped from the middle, all in 8 bits; or
+    float32 of the same range where a sample is smooth.
 
     In this order and with this rounding as the field does it (torchvision's Resize and CenterCrop in swift and WebVid).
     Stretched ones come from the decoder in their size, as Tune-A-Video and its kin have them. Those that are to be cut
@@ -81,13 +82,42 @@ def read_pixels(sample: Sample) -> torch.Tensor:
     Resizing small uint8 pictures is some 25 times faster than converting to float first (measured at 854x480 -> 256).
     """
     target = sample.height, sample.width
-    frames = read_frames(sample.file, sample.indices, size=target if sample.stretch else None)
+    by_decoder = target if sample.stretch and not sample.smooth else None
+    frames = read_frames(sample.file, sample.indices, size=sample.decoded or by_decoder)
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # (f, 3, H, W)
+    return fitted(pixels.float() if sample.smooth else pixels, sample)
+
+
+def fitted(pixels: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """(f, 3, h, w) of a sample from frames (f, 3, H, W), in their type: rounded to whole levels where that is uint8."""
+    target = sample.height, sample.width
     if sample.cut:
         top, left, height, width = middle(pixels.shape[-2], pixels.shape[-1], *target)
         pixels = pixels[..., top : top + height, left : left + width]
     pixels = pixels.flip(-1) if sample.flip else pixels
-    size, (top, left) = (target, (0, 0)) if sample.cut else placed(pixels.shape[-2], pixels.shape[-1], *target)
-    if pixels.shape[-2:] != size:
-        pixels = interpolate(pixels.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
+    if sample.piece or sample.bars:
+        if not sample.piece:
+            pixels = _resized(pixels, barred(pixels.shape[-2], pixels.shape[-1], *target))
+        pixels = _padded(pixels, *target) if sample.bars else pixels
+        top, left = pieced(sample, *pixels.shape[-2:]) if sample.piece else _centre(pixels, *target)
+    else:
+        whole = sample.cut or sample.stretch
+        size, (top, left) = (target, (0, 0)) if whole else placed(pixels.shape[-2], pixels.shape[-1], *target)
+        pixels = _resized(pixels, size)
     return pixels[..., top : top + target[0], left : left + target[1]]
+
+
+def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if pixels.shape[-2:] == size:
+        return pixels
+    return interpolate(pixels.contiguous(), size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _padded(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """With black on both sides of what is too short, an odd one behind, as torchvision's CenterCrop has it."""
+    down, across = max(0, height - pixels.shape[-2]), max(0, width - pixels.shape[-1])
+    return pad(pixels, (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)) if down or across else pixels
+
+
+def _centre(pixels: torch.Tensor, height: int, width: int) -> tuple[int, int]:
+    return round((pixels.shape[-2] - height) / 2), round((pixels.shape[-1] - width) / 2)

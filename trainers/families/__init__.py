@@ -11,11 +11,12 @@ from trainers.data.images import problem_of_image
 from trainers.families.animatediff.config import FAMILY as ANIMATEDIFF
 from trainers.families.base import Finding, ModelFamily
 from trainers.families.cogvideox.config import FAMILY as COGVIDEOX
+from trainers.families.dynamicrafter.config import FAMILY as DYNAMICRAFTER
 from trainers.families.mochi.config import FAMILY as MOCHI
 from trainers.foreign import Foreign, Kind, blocks
 from trainers.settings import ConfigError, apply_overrides, parse_yaml, read_text, validate
 
-FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF, COGVIDEOX, MOCHI)}
+FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (ANIMATEDIFF, COGVIDEOX, MOCHI, DYNAMICRAFTER)}
 
 
 def get_family(name: str) -> ModelFamily:

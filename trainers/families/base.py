@@ -127,7 +127,8 @@ class VideoModel(ABC):
 
     @abstractmethod
     def encode_video(self, pixels: torch.Tensor, draws: Draws) -> dict[str, torch.Tensor]:
-        """What to cache of clips: pixels (b, f, 3, h, w) uint8 -> plain tensors (b, ...), on the CPU.
+        """What to cache of clips: pixels (b, f, 3, h, w) uint8 -> plain tensors (b, ...), on the CPU. Where datasets of
+        the family are `smooth`, pixels are float32 of the same range.
 
         In raw VAE space (posterior mean and logvar), so that target conventions can change without encoding again.
         """
@@ -219,6 +220,8 @@ class ModelFamily:
     reads: str = ""
     #: What lies encoded beside a video; DatasetError where that cannot be used. None: the family reads no such files.
     prepared: Callable[[Path], Prepared | None] = lambda file: None
+    #: Further commands of the export door, name -> "package.module:function" of the words after it -> report sentence.
+    export_commands: Mapping[str, str] = field(default_factory=dict)
     #: What experience says of a run on so many clips: hints, never obstacles.
     advice: Callable[[TrainConfig, Sequence[LedgerRow]], list[Finding]] = lambda config, rows: []
 
@@ -235,6 +238,11 @@ class ModelFamily:
     def export(self, request: ExportRequest) -> str:
         """Write a checkpoint in a foreign format; a sentence on what was written and checked."""
         report: str = _resolve(self.exporter)(request)
+        return report
+
+    def export_command(self, name: str, arguments: Sequence[str]) -> str:
+        """Carry out one of `export_commands`; a sentence on what was written."""
+        report: str = _resolve(self.export_commands[name])(arguments)
         return report
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +23,13 @@ WEIGHT_FILES = (".safetensors", *PICKLES)
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a folder in diffusers' format
 
 
-def read_tensors(file: Path, only: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+def read_tensors(
+    file: Path, only: Collection[str] | None = None, mapped: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
     """(state dict, header) of a safetensors or pickle file. Of a pickle only plain tensors are read, never code.
 
-    only: names of the tensors that are wanted; those that lack are left out."""
+    only: names of the tensors that are wanted; those that lack are left out. mapped: a pickle's tensors stay on the
+    disk until they are used, and the file must stay as it is for as long."""
     if not file.is_file():
         raise ModelError(f"{file} does not exist")
     try:
@@ -33,7 +37,8 @@ def read_tensors(file: Path, only: Collection[str] | None = None) -> tuple[dict[
             if not handle.read(1):
                 raise ModelError(f"{file} is empty")
         if file.suffix in PICKLES:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            on_disk = mapped and zipfile.is_zipfile(file)  # PyTorch's older format cannot be mapped
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=on_disk)
             whole = _unwrapped(state, file)
             return {key: value for key, value in whole.items() if only is None or key in only}, {}
         with safe_open(file, "pt") as opened:
@@ -66,8 +71,10 @@ def _refusal(file: Path, reason: str) -> str:
 
 
 def _unwrapped(state: Any, file: Path) -> dict[str, Any]:
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    """The weights themselves, which trainers put into others of their things: Lightning, DeepSpeed."""
+    for name in ("state_dict", "module"):
+        while isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict):
         raise ModelError(f"{file} holds no weights by name")
     return state
@@ -82,6 +89,16 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelError(f"{file} does not hold settings")
     return data
+
+
+def read_meta(folder: Path, family: str) -> dict[str, Any]:
+    """The meta.json of a checkpoint folder, {} if there is none; ModelError when another family wrote it."""
+    if not (folder / "meta.json").is_file():
+        return {}
+    meta = read_json(folder / "meta.json")
+    if meta.get("family", family) != family:
+        raise ModelError(f"{folder} is a checkpoint of family {meta['family']}, not of {family}")
+    return meta
 
 
 def fetch(repository: str, patterns: Sequence[str], where: str) -> Path:

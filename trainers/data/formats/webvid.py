@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from trainers.config import DatasetConfig
@@ -27,7 +28,8 @@ def read(config: DatasetConfig, root: Path) -> list[Entry]:
         raise DatasetError(f"CSV file {file} cannot be read: {hint}")
     if not folder.is_dir():
         raise DatasetError(f"the folder of the videos, {folder}, does not exist", "dataset.video_folder")
-    found = rows_with_files(_rows(file), folder, config.max_clips)
+    rows = _filled(_rows(file), file) if config.as_reference else _rows(file)
+    found = rows_with_files(rows, folder, config.max_clips)
     if not found:
         raise DatasetError(f"CSV file {file} has no rows below its header")
     entries = [_entry(row, video, folder) for row, video in found]
@@ -81,7 +83,7 @@ def videos_of(row: Mapping[str, str], folder: Path) -> list[Path]:
 
 def _entry(row: Mapping[str, str], video: Path | None, folder: Path) -> Entry:
     places = videos_of(row, folder)
-    file = video or (places[0] if places else folder)
+    file = video or _likeliest(places, folder)
     name = (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
     text = row.get("name", "")
     if not places:
@@ -89,6 +91,34 @@ def _entry(row: Mapping[str, str], video: Path | None, folder: Path) -> Entry:
     if video is None:
         return Entry(file, text, name, problem=missing(file, file.name, "put it there or take its row out"))
     return Entry(file, text, name)
+
+
+def _likeliest(places: list[Path], folder: Path) -> Path:
+    """Where a missing video is missing. An address that names no file is filled in for the column's sake."""
+    if not places:
+        return folder
+    return places[0] if places[0].suffix else places[-1]
+
+
+#: What pandas, with which the reference reads its table, takes for an empty cell.
+_EMPTY = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+)
+
+
+def _filled(rows: Iterable[Mapping[str, str]], file: Path) -> Iterator[Mapping[str, str]]:
+    """The rows that have something in every column: lvdm's reader loses the others without a word, so nothing is said
+    of them either. DatasetError when it is all of them."""
+    kept = False
+    for row in rows:
+        if not any(cell in _EMPTY for cell in row.values()):
+            kept = True
+            yield row
+    if not kept:
+        raise DatasetError(
+            f"CSV file {file} has an empty cell in every row, and such rows are lost here; fill all of its columns"
+        )
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
@@ -108,7 +138,7 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
                 )
             for line in lines:
                 if line:
-                    yield dict(zip(columns, line, strict=False))
+                    yield dict(zip_longest(columns, line[: len(columns)], fillvalue=""))
     except UnicodeDecodeError as error:
         raise DatasetError(f"CSV file {file} is not UTF-8; save it as UTF-8") from error
     except csv.Error as error:

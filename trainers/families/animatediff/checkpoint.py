@@ -21,7 +21,7 @@ from trainers.families.animatediff import motion_lora
 from trainers.families.animatediff.names import diffusers_name, original_names
 from trainers.families.animatediff.positions import Version, told_version
 from trainers.families.base import ModelError, is_hub_id
-from trainers.families.files import WEIGHTS, fetch, model_files, read_json, read_tensors
+from trainers.families.files import WEIGHTS, fetch, model_files, read_json, read_meta, read_tensors
 from trainers.families.weights import State, shapes_of
 from trainers.families.weights import check_fit as check_any_fit
 from trainers.lora import some
@@ -241,7 +241,7 @@ def _stands_for_its_folder(file: Path) -> bool:
 
 
 def _read_take_folder(path: Path) -> Take:
-    meta = read_meta(path)
+    meta = read_meta(path, "animatediff")
     if (path / lora.FILE_NAME).is_file():
         state, header = read_tensors(path / lora.FILE_NAME)
         meta = {**header_facts(header), **meta}
@@ -305,16 +305,6 @@ def _lora_take(
     file: Path, state: Mapping[str, Any], settings: Mapping[str, Any], meta: dict[str, Any], path: Path | None = None
 ) -> Take:
     return Take(path or file, "lora", lora=motion_lora.parse(_bare(state), settings, str(file)), meta=meta)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """The meta.json of a checkpoint folder, {} if there is none; ModelError when another family wrote it."""
-    if not (path / "meta.json").is_file():
-        return {}
-    meta = read_json(path / "meta.json")
-    if meta.get("family", "animatediff") != "animatediff":
-        raise ModelError(f"{path} is a checkpoint of family {meta['family']}, not of animatediff")
-    return meta
 
 
 # --- building --------------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ class AnimateDiffTrainConfig(TrainConfig):
         """FieldError when a motion module of so many positions takes fewer frames than are asked for."""
         stretched = positions * self.motion_module_pe_multiplier
         asked = {"dataset.num_frames": self.dataset.num_frames}
-        if self.validation.every_steps and self.validation.prompts:
+        if self.draws:
             window = min(self.drawn_frames, self.context_length or self.drawn_frames)
             asked["validation.num_frames" if window == self.drawn_frames else "context_length"] = window
         for where, frames in asked.items():
@@ -248,7 +248,7 @@ def _without_start(config: TrainConfig, rows: Sequence[LedgerRow]) -> list[Findi
     """That no clip trains at full length, where samples are to begin from one."""
     if not isinstance(config, AnimateDiffTrainConfig) or config.num_inversion_steps is None:
         return []
-    if not (config.validation.every_steps and config.validation.prompts):
+    if not config.draws:
         return []
     used = [row for row in rows if row.status != "dropped"]
     wanted = (config.dataset.num_frames, config.dataset.height, config.dataset.width)

@@ -13,7 +13,7 @@ import torch
 from trainers import lora
 from trainers.families.adapters import AS_TRAINED, header_facts, parse_lora
 from trainers.families.base import ModelError
-from trainers.families.files import WEIGHTS, model_files, read_json, read_tensors
+from trainers.families.files import WEIGHTS, model_files, read_json, read_meta, read_tensors
 from trainers.families.weights import State
 from trainers.lora import Lora, some
 
@@ -60,18 +60,8 @@ def described(path: Path) -> Take:
     return replace(read_take(path), state={}, lora={})
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of a checkpoint folder, {} if there is none; ModelError when another family wrote it."""
-    if not (folder / "meta.json").is_file():
-        return {}
-    meta = read_json(folder / "meta.json")
-    if meta.get("family", FAMILY_NAME) != FAMILY_NAME:
-        raise ModelError(f"{folder} is a checkpoint of family {meta['family']}, not of {FAMILY_NAME}")
-    return meta
-
-
 def _read_folder(folder: Path) -> Take:
-    meta = read_meta(folder)
+    meta = read_meta(folder, FAMILY_NAME)
     if (folder / lora.FILE_NAME).is_file():
         take = _read_lora(folder / lora.FILE_NAME)
         return replace(take, path=folder, meta={**take.meta, **meta})

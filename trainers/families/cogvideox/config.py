@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -20,9 +21,10 @@ from trainers.config import (
 from trainers.families.base import Finding, ModelFamily, is_hub_id
 from trainers.families.cogvideox.facts import PUBLISHED, TRANSFORMER_CONFIG, Facts, base_facts
 from trainers.families.cogvideox.presets import PRESETS
+from trainers.families.rules import check_frames, check_size, frames_within
 from trainers.foreign import Foreign
 from trainers.runs import Checkpoint
-from trainers.settings import FieldError, setting
+from trainers.settings import setting
 
 if TYPE_CHECKING:
     from trainers.data.ledger import LedgerRow
@@ -152,18 +154,13 @@ class CogVideoXTrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        _check_size(self.dataset.height, self.dataset.width, "dataset.")
-        _check_frames(self.dataset.num_frames, "dataset.num_frames")
+        check_size(self.dataset.height, self.dataset.width, SIZE_MULTIPLE, "dataset.")
+        check_frames(self.dataset.num_frames, FRAME_MULTIPLE, "CogVideoX", "dataset.num_frames")
         if self.validation.height or self.validation.width:
-            _check_size(*self.drawn_size, "validation.")
+            check_size(*self.drawn_size, SIZE_MULTIPLE, "validation.")
         if self.validation.num_frames:
-            _check_frames(self.validation.num_frames, "validation.num_frames")
+            check_frames(self.validation.num_frames, FRAME_MULTIPLE, "CogVideoX", "validation.num_frames")
         return self
-
-    @property
-    def draws(self) -> bool:
-        """Whether the run draws samples."""
-        return bool(self.validation.every_steps and self.validation.prompts)
 
 
 class CogVideoXSampleConfig(SampleConfig):
@@ -191,36 +188,9 @@ class CogVideoXSampleConfig(SampleConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        _check_size(self.height, self.width, "")
-        _check_frames(self.num_frames, "num_frames")
+        check_size(self.height, self.width, SIZE_MULTIPLE, "")
+        check_frames(self.num_frames, FRAME_MULTIPLE, "CogVideoX", "num_frames")
         return self
-
-
-# --- rules -----------------------------------------------------------------------------------------------------------
-
-
-def frames_within(available: int) -> int:
-    """The most frames, 4k + 1, of so many."""
-    return (available - 1) // FRAME_MULTIPLE * FRAME_MULTIPLE + 1 if available > 0 else 0
-
-
-def _check_size(height: int, width: int, prefix: str) -> None:
-    for name, size in (("height", height), ("width", width)):
-        if size % SIZE_MULTIPLE:
-            down = max(SIZE_MULTIPLE, size // SIZE_MULTIPLE * SIZE_MULTIPLE)
-            up = (size // SIZE_MULTIPLE + 1) * SIZE_MULTIPLE
-            ways = f"set {up}" if down > size else f"set {down} or {up}"
-            raise FieldError(prefix + name, f"is {size}, but must be a multiple of {SIZE_MULTIPLE}: {ways}")
-
-
-def _check_frames(frames: int, where: str) -> None:
-    if frames != frames_within(frames):
-        down = frames_within(frames)
-        raise FieldError(
-            where,
-            f"is {frames}, but CogVideoX takes 4k + 1 frames, of which all but the first become latents by fours: set "
-            f"{down} or {down + FRAME_MULTIPLE}",
-        )
 
 
 # --- findings --------------------------------------------------------------------------------------------------------
@@ -401,7 +371,7 @@ FAMILY = ModelFamily(
     sample_config=CogVideoXSampleConfig,
     presets=PRESETS,
     size_multiple=SIZE_MULTIPLE,
-    frames_within=frames_within,
+    frames_within=partial(frames_within, multiple=FRAME_MULTIPLE),
     findings=findings,
     is_base=lambda folder: base_facts(str(folder)) is not None,
     hub_bases=tuple(f"THUDM/{name}" for name in PUBLISHED),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from trainers import lora
 from trainers.families.adapters import AS_TRAINED, header_facts, parse_lora
 from trainers.families.base import ModelError
-from trainers.families.files import WEIGHTS, model_files, read_json, read_tensors
+from trainers.families.files import WEIGHTS, model_files, read_json, read_meta, read_tensors
 from trainers.families.mochi import names
 from trainers.families.mochi.base_model import read_transformer_file
 from trainers.families.mochi.facts import GENMO_FILES, TRANSFORMER
@@ -55,18 +55,8 @@ def read_take(path: Path) -> Take:
     return _read_file(path)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The meta.json of a checkpoint folder, {} if there is none; ModelError when another family wrote it."""
-    if not (folder / "meta.json").is_file():
-        return {}
-    meta = read_json(folder / "meta.json")
-    if meta.get("family", FAMILY_NAME) != FAMILY_NAME:
-        raise ModelError(f"{folder} is a checkpoint of family {meta['family']}, not of {FAMILY_NAME}")
-    return meta
-
-
 def _read_folder(folder: Path) -> Take:
-    meta = read_meta(folder)
+    meta = read_meta(folder, FAMILY_NAME)
     if (folder / lora.FILE_NAME).is_file():
         take = _read_file(folder / lora.FILE_NAME)
         return replace(take, path=folder, meta={**take.meta, **meta})

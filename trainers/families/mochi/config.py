@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -23,6 +24,7 @@ from trainers.families.base import Finding, ModelFamily, is_hub_id
 from trainers.families.mochi.facts import GENMO_FILES, TRANSFORMER_CONFIG, is_base, is_genmo, is_pipeline
 from trainers.families.mochi.prepared import prepared
 from trainers.families.mochi.presets import PRESETS
+from trainers.families.rules import check_frames, check_size, frames_within
 from trainers.foreign import Foreign
 from trainers.settings import FieldError, setting
 
@@ -214,12 +216,12 @@ class MochiTrainConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        _check_size(self.dataset.height, self.dataset.width, "dataset.")
-        _check_frames(self.dataset.num_frames, "dataset.num_frames")
+        check_size(self.dataset.height, self.dataset.width, SIZE_MULTIPLE, "dataset.")
+        check_frames(self.dataset.num_frames, FRAME_MULTIPLE, "Mochi", "dataset.num_frames")
         if self.validation.height or self.validation.width:
-            _check_size(*self.drawn_size, "validation.")
+            check_size(*self.drawn_size, SIZE_MULTIPLE, "validation.")
         if self.validation.num_frames:
-            _check_frames(self.validation.num_frames, "validation.num_frames")
+            check_frames(self.validation.num_frames, FRAME_MULTIPLE, "Mochi", "validation.num_frames")
         _check_steps(self, self.validation.num_inference_steps, "validation.num_inference_steps")
         return self
 
@@ -248,37 +250,13 @@ class MochiSampleConfig(SampleConfig):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        _check_size(self.height, self.width, "")
-        _check_frames(self.num_frames, "num_frames")
+        check_size(self.height, self.width, SIZE_MULTIPLE, "")
+        check_frames(self.num_frames, FRAME_MULTIPLE, "Mochi", "num_frames")
         _check_steps(self, self.num_inference_steps, "num_inference_steps")
         return self
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
-
-
-def frames_within(available: int) -> int:
-    """The most frames, 6k + 1, of so many."""
-    return (available - 1) // FRAME_MULTIPLE * FRAME_MULTIPLE + 1 if available > 0 else 0
-
-
-def _check_size(height: int, width: int, prefix: str) -> None:
-    for name, size in (("height", height), ("width", width)):
-        if size % SIZE_MULTIPLE:
-            down = max(SIZE_MULTIPLE, size // SIZE_MULTIPLE * SIZE_MULTIPLE)
-            up = (size // SIZE_MULTIPLE + 1) * SIZE_MULTIPLE
-            ways = f"set {up}" if down > size else f"set {down} or {up}"
-            raise FieldError(prefix + name, f"is {size}, but must be a multiple of {SIZE_MULTIPLE}: {ways}")
-
-
-def _check_frames(frames: int, where: str) -> None:
-    if frames != frames_within(frames):
-        down = frames_within(frames)
-        raise FieldError(
-            where,
-            f"is {frames}, but Mochi takes 6k + 1 frames, of which all but the first become latents by sixes: set "
-            f"{down} or {down + FRAME_MULTIPLE}",
-        )
 
 
 def _check_steps(config: MochiTrainConfig | MochiSampleConfig, steps: int, where: str) -> None:
@@ -410,7 +388,7 @@ FAMILY = ModelFamily(
     sample_config=MochiSampleConfig,
     presets=PRESETS,
     size_multiple=SIZE_MULTIPLE,
-    frames_within=frames_within,
+    frames_within=partial(frames_within, multiple=FRAME_MULTIPLE),
     findings=findings,
     is_base=is_base,
     hub_bases=("genmo/mochi-1-preview",),

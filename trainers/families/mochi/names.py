@@ -274,7 +274,7 @@ def _numbers(state: Mapping[str, Any], pattern: str) -> list[int]:
 
 _LORA = re.compile(r"blocks\.(\d+)\.attn\.(qkv_x|qkv_y|proj_x|proj_y)\.lora_([AB])")
 #: Genmo's layer -> diffusers' within attn1.
-_LAYERS = {"qkv_x": VIDEO, "qkv_y": TEXT, "proj_x": ("to_out.0",), "proj_y": ("to_add_out",)}
+LAYERS = {"qkv_x": VIDEO, "qkv_y": TEXT, "proj_x": ("to_out.0",), "proj_y": ("to_add_out",)}
 _KINDS = {"qkv_x": "qkv_proj", "qkv_y": "qkv_proj", "proj_x": "out_proj", "proj_y": "out_proj"}
 
 
@@ -300,7 +300,7 @@ def lora_from_genmo(state: Mapping[str, Any], kwargs: Mapping[str, Any], source:
         raise ModelError(f"{source} is not a LoRA that is known here: {some(unknown)} cannot be read")
     made = {}
     for (block, layer), pair in halves.items():
-        down, up, parts = pair["A"], pair["B"], _LAYERS[layer]
+        down, up, parts = pair["A"], pair["B"], LAYERS[layer]
         rank = down.shape[0]
         if up.shape[1] != rank or up.shape[0] % len(parts):
             raise ModelError(
@@ -326,7 +326,7 @@ def lora_to_genmo(adapter: Mapping[str, Lora], source: str) -> tuple[State, dict
     rest = {path: layer.folded() for path, layer in adapter.items()}
     found: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
     for block in sorted({int(match[1]) for path in rest if (match := re.match(r"transformer_blocks\.(\d+)\.", path))}):
-        for layer, parts in _LAYERS.items():
+        for layer, parts in LAYERS.items():
             own = [rest.pop(f"transformer_blocks.{block}.attn1.{part}", None) for part in parts]
             if any(own):
                 found[block, layer] = _joined(own)
