@@ -257,11 +257,6 @@ class DynamiCrafterTrainConfig(TrainConfig):
             )
         return self
 
-    @property
-    def draws(self) -> bool:
-        """Whether the run draws samples."""
-        return bool(self.validation.every_steps and self.validation.prompts)
-
 
 class DynamiCrafterSampleConfig(SampleConfig):
     """A comparison of DynamiCrafter takes."""
