@@ -1,11 +1,13 @@
 """A config class as controls, and the controls' values as a config. Knows no family.
 
 One control for each setting, drawn from the schema: basic ones first, the rest under Advanced by section. The order of
-`Form.paths`, of `Form.components` and of every list of values is the same.
+`Form.paths`, of `Drawn.components` and of every list of values is the same. A page draws only the form that is in
+sight, anew for each visitor: several families' controls at once make every answer of the page slow.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
@@ -110,7 +112,7 @@ class Marks:
 
 
 class Form(Generic[S]):
-    """Controls for `config_class`.
+    """Controls for `config_class`: what they are, what they say, and how they look.
 
     fixed: settings that are not drawn, by dotted path. lead: fields to put first. picks: fields to choose from a list
     that is known only while the page runs (datasets, base models); another value can still be typed.
@@ -133,9 +135,7 @@ class Form(Generic[S]):
         rank = {path: place for place, path in enumerate(lead)}
         basic = sorted((c for c in controls if c.basic), key=lambda c: rank.get(c.path, len(rank)))
         self.controls: list[Control] = basic + [c for c in controls if not c.basic]
-        self.components: list[Any] = []
-        self.sections: dict[str, Any] = {}
-        self.advanced: Any = None
+        self.sections = list(dict.fromkeys(_section(c.path) for c in self.controls if not c.basic))
 
     @property
     def paths(self) -> list[str]:
@@ -222,13 +222,8 @@ class Form(Generic[S]):
         hidden = frozenset(path for path in self.paths if not has_effect(self.config_class, path, read))
         return Marks(first, hidden)
 
-    @property
-    def outputs(self) -> list[Any]:
-        """The components that `updates` speaks to."""
-        return [*self.components, *self.sections.values(), self.advanced]
-
     def updates(self, before: Marks, now: Marks) -> list[Any]:
-        """Updates from one state of marks to the next, one for each of `outputs`."""
+        """Updates from one state of marks to the next, one for each of `Drawn.outputs`."""
         out = [
             gr.skip() if _look(control, before) == _look(control, now) else gr.update(**_look(control, now))
             for control in self.controls
@@ -245,18 +240,8 @@ class Form(Generic[S]):
         members = [c.path for c in self.controls if not c.basic and _section(c.path) == section]
         return all(path in marks.hidden for path in members)
 
-    def refill(self, values: Sequence[Any] | None, picks: Mapping[str, Sequence[Choice]]) -> list[Any]:
-        """Updates of `components`: other values (None: as they are) and fresh lists to pick from."""
-        out = []
-        for place, control in enumerate(self.controls):
-            change: dict[str, Any] = {} if values is None else {"value": values[place]}
-            if control.path in self.picks:
-                change["choices"] = self._pick(control, picks)
-            out.append(gr.update(**change) if change else gr.skip())
-        return out
-
-    def _pick(self, control: Control, picks: Mapping[str, Sequence[Choice]]) -> list[Choice]:
-        return [*([("(none)", EMPTY)] if control.optional else []), *picks.get(control.path, ())]
+    def _pick(self, control: Control) -> list[Choice]:
+        return [*([("(none)", EMPTY)] if control.optional else []), *self.picks[control.path]]
 
     def sentence(self, path: str, text: str) -> str:
         """What is wrong with a field, beginning with the words at its control."""
@@ -274,57 +259,67 @@ class Form(Generic[S]):
     def build(
         self,
         values: Sequence[Any] | None = None,
+        marks: Marks | None = None,
         *,
         prefix: str = "field",
         after: Mapping[str, Callable[[], None]] | None = None,
-    ) -> Form[S]:
+    ) -> Drawn:
         """Draw the controls in the surrounding Blocks. Element ids are `prefix`-dataset-num_frames and the like.
 
         after: draws something of the caller's own behind a field, which it belongs to."""
         values = list(values) if values is not None else self.starting_values()
-        marks = self.marks(values)
-        drawn = dict(zip(self.paths, values, strict=True))
+        look = marks or self.marks(values)
+        shown = dict(zip(self.paths, values, strict=True))
         components: dict[str, Any] = {}
+        sections: list[Any] = []
+        drawing = uuid.uuid4().hex
 
         def draw(controls: Sequence[Control]) -> None:
             with gr.Row(elem_classes="fields"):
                 for control in controls:
-                    look = _look(control, marks)
-                    components[control.path] = self._component(control, drawn[control.path], look, prefix)
+                    name = f"{prefix}-{control.path.replace('.', '-')}"
+                    # Gradio keeps what a control of the same key showed before. And without a key it forgets that a
+                    # value is None: an empty number would be 0.
+                    ids = {"elem_id": name, "key": f"{drawing}-{name}"}
+                    components[control.path] = self._component(control, shown[control.path], look, ids)
                     if after and control.path in after:
                         after[control.path]()
 
         draw([c for c in self.controls if c.basic])
         rest = [c for c in self.controls if not c.basic]
-        names = list(dict.fromkeys(_section(c.path) for c in rest))
-        titles = ", ".join(name for name in names if name)
+        titles = ", ".join(name for name in self.sections if name)
+        advanced: Any = gr.State() if not rest else None
         if rest:
             label = f"Advanced: {titles}" if titles else "Advanced"
-            with gr.Accordion(label, open=False, elem_classes="advanced") as self.advanced:
-                for name in names:
-                    with gr.Column(visible=not self._empty(name, marks), elem_classes="section") as section:
+            wrong = any(c.path in look.problems for c in rest)
+            with gr.Accordion(label, open=wrong, elem_classes="advanced") as advanced:
+                for name in self.sections:
+                    with gr.Column(visible=not self._empty(name, look), elem_classes="section") as section:
                         if name:
                             gr.Markdown(f"#### {_words(name)}\n{_purpose(self.config_class, name)}")
                         elif titles:
                             gr.Markdown("#### The run")
                         draw([c for c in rest if _section(c.path) == name])
-                    self.sections[name] = section
-        else:
-            self.advanced = gr.State()
-        self.components = [components[path] for path in self.paths]
-        return self
+                    sections.append(section)
+        parts = [components[path] for path in self.paths]
+        picks = [components[path] for path in self.paths if path in self.picks]
+        return Drawn(parts, [*parts, *sections, advanced], picks)
 
-    def _component(self, control: Control, value: Any, look: Mapping[str, Any], prefix: str) -> Any:
+    def offers(self) -> list[Any]:
+        """Updates of `Drawn.picks`: what there is to pick from; what is picked stays."""
+        return [gr.update(choices=self._pick(control)) for control in self.controls if control.path in self.picks]
+
+    def _component(self, control: Control, value: Any, marks: Marks, ids: Mapping[str, str]) -> Any:
         common: dict[str, Any] = {
             "label": control.label,
             "value": value,
-            "elem_id": f"{prefix}-{control.path.replace('.', '-')}",
             "interactive": True,
             "min_width": 200,
-            **look,
+            **ids,
+            **_look(control, marks),
         }
         if control.path in self.picks:
-            return gr.Dropdown(choices=self._pick(control, self.picks), allow_custom_value=True, **common)
+            return gr.Dropdown(choices=self._pick(control), allow_custom_value=True, **common)
         match control.kind:
             case "choice":
                 options: list[Choice] = [(str(option), option) for option in choices(control.info)]
@@ -345,6 +340,15 @@ class Form(Generic[S]):
                 return gr.Textbox(lines=4, max_lines=24, **common)
             case _:
                 return gr.Textbox(max_lines=1, **common)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A form that stands on a page: its controls, all that `Form.updates` speaks to, and what `Form.offers` does."""
+
+    components: list[Any]
+    outputs: list[Any]
+    picks: list[Any]
 
 
 # --- small words ------------------------------------------------------------------------------------------------------

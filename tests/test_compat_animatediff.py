@@ -13,7 +13,7 @@ from compat_texts import SWIFT_FULL, SWIFT_INFER, SWIFT_LORA, SWIFT_WORDS, TUMUR
 
 import trainers.sample
 import trainers.train
-from studio.tabs.configure import form_of, read_config
+from studio.run_form import form_of, read_config
 from studio.workspace import Workspace
 from trainers.events import read
 from trainers.families import get_family, parse_config
@@ -206,12 +206,9 @@ def test_the_page_takes_the_same_texts(tmp_path):
     assert settings["method"] == "lora"
     with pytest.raises(ConfigError, match=r"draws samples with AnimateDiff; .* in the studio, ask for it in Compare"):
         read_config(SWIFT_INFER)
-    import gradio as gr
-
     for text in (TUMURZAKOV, SWIFT_LORA, SWIFT_FULL):
         settings = read_config(text)[1]
-        with gr.Blocks():
-            form = form_of(FAMILY, Workspace(tmp_path)).build()
+        form = form_of(FAMILY, Workspace(tmp_path))
         shown = form.check(form.shown(settings))[0]
         cached = parse_config({**settings, "dataset": {**settings["dataset"], "cache_dir": str(tmp_path / "cache")}})
         assert shown == cached, "the form holds all of it"

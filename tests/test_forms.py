@@ -7,7 +7,7 @@ from typing import Any, Literal
 import gradio as gr
 import pytest
 
-from studio.forms import Form
+from studio.forms import Form, Marks
 from trainers.families import FAMILIES
 from trainers.settings import FieldError, Section, choices, setting, to_yaml, validate, value_at
 
@@ -41,8 +41,7 @@ class Outer(Section):
 def form_for(cls: type[Section], fixed: dict[str, Any] | None = None) -> Form[Any]:
     """The form as a tab draws it: the family is chosen elsewhere."""
     fixed = {"family": NAMES[cls], **(fixed or {})} if cls in NAMES else fixed
-    with gr.Blocks():
-        return Form(cls, fixed=fixed).build()
+    return Form(cls, fixed=fixed)
 
 
 def working_values(form: Form[Any]) -> list[Any]:
@@ -246,7 +245,10 @@ def test_a_sentence_of_a_rule_between_fields_stands_at_the_field_to_mend() -> No
 def test_controls_are_numbered_as_the_schema_says() -> None:
     for cls in CLASSES:
         form = form_for(cls)
-        assert len(form.components) == len(form.paths) == len(set(form.paths))
+        with gr.Blocks():
+            drawn = form.build()
+        assert len(drawn.components) == len(form.paths) == len(set(form.paths))
+        assert len(drawn.outputs) == len(form.updates(form.marks(form.starting_values()), Marks({}, frozenset())))
         basic = [control.basic for control in form.controls]
         assert basic == sorted(basic, reverse=True), "basic fields come first"
         assert all(control.description for control in form.controls)

@@ -15,7 +15,8 @@ from PIL import Image
 import studio
 from studio.access import Access
 from studio.parts.frames import first_samples, frames_key, seen_frames, strip
-from studio.tabs.configure import _Wire, form_of, starting_values
+from studio.run_form import form_of, starting_values
+from studio.tabs.configure import Wire
 from studio.workspace import Workspace
 from trainers.data.formats import open_dataset
 from trainers.data.ledger import ledger
@@ -112,12 +113,11 @@ def test_only_the_owner_sees_frames(tmp_path):
     workspace = Workspace(tmp_path / "ws")
     workspace.add_demo()
     family = get_family("animatediff")
-    with gr.Blocks():
-        form = form_of(family, workspace).build()
+    form = form_of(family, workspace)
     page = type("Page", (), {"access": Access([("me", "x")]), "workspace": workspace})()
-    wire = _Wire(page, family, form)
+    wire = Wire(page, form)
     with pytest.raises(gr.Error):
-        wire.look(type("Request", (), {"username": "guest"})(), "animatediff", *starting_values(form, workspace))
+        wire.look(type("Request", (), {"username": "guest"})(), *starting_values(form, workspace))
 
 
 @pytest.mark.browser

@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from studio import ui
+from studio import compare_form, ui
 from studio.access import Access
 from studio.comparisons import comparison_value, moved_value, take_columns
 from studio.jobs import JobQueue, JobState
@@ -22,7 +22,7 @@ from studio.worker import Worker
 from studio.workspace import Workspace
 from trainers.data.video import write_video
 from trainers.events import EventLog
-from trainers.families import load_sample_config, parse_config, parse_sample_config
+from trainers.families import FAMILIES, load_sample_config, parse_config, parse_sample_config
 from trainers.settings import fields
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -198,10 +198,10 @@ def test_a_broken_config_is_said_where_the_wall_would_be(workspace, queue):
 
 
 def test_the_form_begins_with_what_the_run_says(workspace):
-    form = compare.make_forms(workspace)["animatediff"]
-    given = compare.settings_of(run_config(workspace), form.config_class)
+    form = compare_form.form_of(FAMILIES["animatediff"], workspace)
+    given = compare_form.settings_of(run_config(workspace), form.config_class)
     assert set(given) <= {path for path, _ in fields(form.config_class)}, "only settings of a comparison"
-    config, problems = compare.checked_config(form, [], form.starting_values(given))
+    config, problems = compare_form.checked_config(form, [], form.starting_values(given))
     assert problems == []
     assert (config.prompts, config.seeds, config.fps) == (PROMPTS, [7], 6)
     assert (config.num_frames, config.height, config.width) == (12, 32, 64)
@@ -215,32 +215,39 @@ def test_a_few_takes_are_all_chosen_of_many_the_telling_ones(workspace):
     many = trained(workspace, range(100, 1100, 100), "many", best=400)
     many.wish("star", step=700)
     takes = workspace.takes()
-    assert [Path(path).name for path in compare.takes_to_begin_with(takes, few.id)] == [
+    assert [Path(path).name for path in compare_form.takes_to_begin_with(takes, few.id)] == [
         f"step-{n:06d}" for n in (100, 200, 300)
     ]
-    assert [Path(path).name for path in compare.takes_to_begin_with(takes, many.id)] == [
+    assert [Path(path).name for path in compare_form.takes_to_begin_with(takes, many.id)] == [
         f"step-{n:06d}" for n in (400, 700, 1000)
     ]
-    assert compare.takes_to_begin_with(takes, None) == []
-    assert {path for _, path in compare.take_choices(workspace, "animatediff")} == {str(take.path) for take in takes}
-    assert compare.take_choices(workspace, "another") == []
+    assert compare_form.takes_to_begin_with(takes, None) == []
+    assert {path for _, path in compare_form.take_choices(workspace, "animatediff")} == {
+        str(take.path) for take in takes
+    }
+    assert compare_form.take_choices(workspace, "another") == []
 
 
 def test_without_a_choice_the_newest_run_with_takes_is_offered(workspace, queue):
     older, newer = trained(workspace, [10], "older"), trained(workspace, [], "newer")
     entries = Runs(workspace, queue).entries()
-    assert compare.run_to_begin_with(entries, None).id == older.id
-    assert compare.run_to_begin_with(entries, newer.id).id == newer.id
-    assert compare.run_to_begin_with([], None) is None
+    assert compare_form.run_to_begin_with(entries, None).id == older.id
+    assert compare_form.run_to_begin_with(entries, newer.id).id == newer.id
+    assert compare_form.run_to_begin_with([], None) is None
 
 
 def test_a_kept_form_comes_back_only_for_its_run_and_a_known_family():
-    kept = {"run": "orbit-0001", "family": "animatediff", "takes": None, "values": {"prompts": "a ball"}}
-    draft = {"family": "animatediff", compare.DRAFT: kept}
-    assert compare.left_off(draft, "orbit-0001") == kept
-    assert compare.left_off(draft, "orbit-0002") == compare.left_off(draft, None) == {}
-    assert compare.left_off({compare.DRAFT: {**kept, "family": "gone"}}, "orbit-0001") == {}
-    assert compare.kept_form(None) == compare.kept_form({compare.DRAFT: "spoilt"}) == {}
+    kept = {
+        "run": "orbit-0001",
+        "family": "animatediff",
+        "takes": None,
+        "values": {"animatediff": {"prompts": "a ball"}},
+    }
+    draft = {"family": "animatediff", compare_form.DRAFT: kept}
+    assert compare_form.left_off(draft, "orbit-0001") == kept
+    assert compare_form.left_off(draft, "orbit-0002") == compare_form.left_off(draft, None) == {}
+    assert compare_form.left_off({compare_form.DRAFT: {**kept, "family": "gone"}}, "orbit-0001") == {}
+    assert compare_form.kept_form(None) == compare_form.kept_form({compare_form.DRAFT: "spoilt"}) == {}
 
 
 def test_without_a_comparison_the_head_says_what_there_is(workspace, queue):
@@ -251,10 +258,12 @@ def test_without_a_comparison_the_head_says_what_there_is(workspace, queue):
 
 
 def test_the_button_counts_what_it_will_do(workspace):
-    form = compare.make_forms(workspace)["animatediff"]
+    form = compare_form.form_of(FAMILIES["animatediff"], workspace)
 
     def counted(takes, **given):
-        return compare.count_line(form, takes, form.starting_values({"prompts": PROMPTS, "seeds": [1, 2, 3], **given}))
+        return compare_form.count_line(
+            form, takes, form.starting_values({"prompts": PROMPTS, "seeds": [1, 2, 3], **given})
+        )
 
     label, line, possible = counted(["a", "b"], strengths=[0.5, 1.0])
     assert (label, possible) == ("Compare 5 takes", True)
@@ -276,10 +285,10 @@ def test_the_button_counts_what_it_will_do(workspace):
     ],
 )
 def test_problems_name_their_field(workspace, given, where, words):
-    form = compare.make_forms(workspace)["animatediff"]
+    form = compare_form.form_of(FAMILIES["animatediff"], workspace)
     values = form.starting_values({"prompts": PROMPTS, "base_model": str(workspace.models / "tiny"), **given})
     takes = [] if given else [str(workspace.root / "runs" / "gone-0001" / "checkpoints" / "step-000010")]
-    config, problems = compare.checked_config(form, takes, values)
+    config, problems = compare_form.checked_config(form, takes, values)
     assert config is None
     assert problems[0][0] == where and words in problems[0][1]
 
@@ -287,10 +296,10 @@ def test_problems_name_their_field(workspace, given, where, words):
 def test_a_comparison_is_queued_with_its_takes(workspace, queue):
     run = trained(workspace, [100, 200])
     takes = [str(checkpoint.path) for checkpoint in run.checkpoints()]
-    form = compare.make_forms(workspace)["animatediff"]
-    values = form.starting_values(compare.settings_of(run_config(workspace), form.config_class))
-    config, _ = compare.checked_config(form, takes, values)
-    made = compare.queue_comparison(workspace, queue, config)
+    form = compare_form.form_of(FAMILIES["animatediff"], workspace)
+    values = form.starting_values(compare_form.settings_of(run_config(workspace), form.config_class))
+    config, _ = compare_form.checked_config(form, takes, values)
+    made = compare_form.queue_comparison(workspace, queue, config)
     assert made == "orbit-takes-0002"
     assert load_sample_config(workspace.run(made).config).checkpoints == takes
     assert queue.last_of(made).kind == "sample"
@@ -330,15 +339,20 @@ def test_earlier_comparisons_can_be_opened_again(workspace, queue):
     assert shown["wall"]["name"] == first.id
 
 
-READS = {"open_page", "come", "begin", "look", "follow", "show", "choose_family", "count", "keep"}
-READS |= {"remove_image", "move_image", "offer"}
+READS = {"open_page", "come", "begin", "look", "follow", "show", "switch", "count", "keep", "<lambda>"}
+READS |= {"pictures", "offers", "offer", "clips", "wire_room", "draw"}
 
 
 def test_every_handler_that_changes_something_is_the_owners(workspace, queue):
-    demo = ui.build(workspace, queue, Worker(queue, workspace, ["cpu"]), Access([("owner", "secret")]))
+    page_of_a_guest = Access([("owner", "secret")])
+    demo = ui.build(workspace, queue, Worker(queue, workspace, ["cpu"]), page_of_a_guest)
     handlers = {
         fn.fn.__name__: fn.fn for fn in demo.fns.values() if getattr(fn.fn, "__module__", "") == compare.__name__
     }
+    page = SimpleNamespace(workspace=workspace, queue=queue, access=page_of_a_guest)
+    wire = compare.Wire(page, Runs(workspace, queue), FAMILIES["cogvideox"])
+    handlers |= dict(inspect.getmembers(wire, inspect.ismethod))  # those of the form, which is drawn for each visitor
+    del handlers["__init__"]
     assert set(handlers) - READS == {"submit", "stop", "again", "add_files", "add_clip"}
     for name in set(handlers) - READS:
         parameters = inspect.signature(handlers[name]).parameters

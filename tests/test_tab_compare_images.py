@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
-from studio import ui
+from studio import compare_form, ui
 from studio.access import Access
 from studio.comparisons import comparison_value
 from studio.jobs import JobQueue
@@ -50,7 +51,7 @@ def from_text(workspace) -> str:
 
 @pytest.fixture
 def form(workspace):
-    return compare.make_forms(workspace)["cogvideox"]
+    return compare_form.form_of(FAMILIES["cogvideox"], workspace)
 
 
 def picture(file: Path, colour=ORANGE, size=(90, 160)) -> Path:
@@ -66,29 +67,23 @@ def values(form, base, prompts=PROMPTS, **given):
 
 
 def test_images_are_offered_where_the_base_begins_from_one(workspace, form, from_image, from_text):
-    assert compare.begins_from_image(form, values(form, from_image))
-    assert compare.begins_from_image(form, values(form, from_image, prompts=[], height=31)), "with all else to mend"
-    assert not compare.begins_from_image(form, values(form, from_text))
-    assert not compare.begins_from_image(form, values(form, ""))
-    assert not compare.begins_from_image(form, values(form, str(workspace.models / "gone")))
-    assert compare.begins_from_image(form, values(form, "somebody/unheard-of")), "it may, and cannot be asked yet"
-    other = compare.make_forms(workspace)["animatediff"]
-    assert not compare.begins_from_image(other, values(other, from_image))
-
-
-def test_a_family_without_images_has_no_place_for_them(workspace):
-    demo = ui.build(workspace, JobQueue(workspace.db), Worker(JobQueue(workspace.db), workspace, ["cpu"]), Access())
-    drawn = {block.elem_id for block in demo.blocks.values() if str(block.elem_id).startswith("compare-")}
-    for name, family in FAMILIES.items():
-        assert (f"compare-{name}-images" in drawn) == ("image-to-video" in family.tasks)
-        assert f"compare-{name}-prompts" in drawn
+    assert compare_form.begins_from_image(form, values(form, from_image))
+    assert compare_form.begins_from_image(form, values(form, from_image, prompts=[], height=31)), (
+        "with all else to mend"
+    )
+    assert not compare_form.begins_from_image(form, values(form, from_text))
+    assert not compare_form.begins_from_image(form, values(form, ""))
+    assert not compare_form.begins_from_image(form, values(form, str(workspace.models / "gone")))
+    assert compare_form.begins_from_image(form, values(form, "somebody/unheard-of")), "it may, and cannot be asked yet"
+    other = compare_form.form_of(FAMILIES["animatediff"], workspace)
+    assert not compare_form.begins_from_image(other, values(other, from_image))
 
 
 def test_images_that_are_out_of_sight_are_not_asked_for(tmp_path, form, from_text, from_image):
     image = str(picture(tmp_path / "a.png"))
-    config, _ = compare.checked_config(form, [], values(form, from_text), [image])
+    config, _ = compare_form.checked_config(form, [], values(form, from_text), [image])
     assert config.images == []
-    config, _ = compare.checked_config(form, [], values(form, from_image), [image])
+    config, _ = compare_form.checked_config(form, [], values(form, from_image), [image])
     assert config.images == [image]
 
 
@@ -109,10 +104,10 @@ def test_the_button_waits_for_the_images(tmp_path, form, from_image, images, sai
     given = {"a": str(picture(tmp_path / "a.png")), "gone": str(tmp_path / "gone.png")}
     files = [given[name] for name in images]
     now = values(form, from_image)
-    problems = compare.checked_config(form, [], now, files)[1]
-    amiss = compare.amiss_with_images(problems, files)
+    problems = compare_form.checked_config(form, [], now, files)[1]
+    amiss = compare_form.amiss_with_images(problems, files)
     assert amiss == said.format(gone=given["gone"])
-    label, line, possible = compare.count_line(form, [], now, amiss)
+    label, line, possible = compare_form.count_line(form, [], now, amiss)
     assert (label, possible) == (("Compare: see the images", False) if said else ("Compare 1 take", True))
     assert line == "" if said else "3 prompts" in line
 
@@ -153,11 +148,11 @@ def test_a_runs_images_seeds_and_size_are_offered(tmp_path, workspace, form, fro
         {"family": "cogvideox", "method": "lora", "base_model": from_image, "dataset": {"path": "x"},
          "validation": validation}
     )  # fmt: skip
-    assert compare.images_to_begin_with(workspace, {}, run) == [image]
-    assert compare.images_to_begin_with(workspace, {}, None) == []
-    given = compare.settings_of(run, form.config_class)
+    assert compare_form.images_to_begin_with(workspace, {}, run) == [image]
+    assert compare_form.images_to_begin_with(workspace, {}, None) == []
+    given = compare_form.settings_of(run, form.config_class)
     assert (given["seeds"], given["height"], given["width"], given["num_frames"]) == ([7, 8], 64, 32, 49)
-    config, problems = compare.checked_config(form, [], form.starting_values(given), [image])
+    config, problems = compare_form.checked_config(form, [], form.starting_values(given), [image])
     assert problems == [] and config.images == [image]
 
 
@@ -167,8 +162,8 @@ def test_a_browser_brings_back_only_images_that_the_studio_knows(tmp_path, works
     secret = str(picture(tmp_path / "secret.png", BLUE))
     (workspace.images / "own.png").write_bytes(Path(secret).read_bytes())
     asked = [secret, kept, f"{workspace.images}/../images/{Path(kept).name}", f"{workspace.images}/own.png", 7, kept]
-    assert compare.images_to_begin_with(workspace, {"images": asked}, None) == [kept, kept]
-    assert compare.images_to_begin_with(workspace, {"images": "all"}, None) == []
+    assert compare_form.images_to_begin_with(workspace, {"images": asked}, None) == [kept, kept]
+    assert compare_form.images_to_begin_with(workspace, {"images": "all"}, None) == []
 
 
 def test_clips_are_offered_by_their_captions(workspace):
@@ -231,6 +226,11 @@ def wait_for(page, count: int) -> None:
 @pytest.mark.browser
 def test_from_pictures_to_a_comparison(page, workspace, from_image, from_text, tmp_path):
     pictures = page.locator("#compare-cogvideox-images")
+    page.wait_for_selector("#compare-cogvideox-prompts")
+    page.get_by_label("AnimateDiff").click()
+    page.wait_for_selector("#compare-animatediff-prompts")
+    assert page.locator(".pictures-room").count() == 0, "a family that begins from no image"
+    page.get_by_label("CogVideoX").click()
     choose_base(page, from_text)
     page.locator("#compare-cogvideox-prompts textarea").fill("\n".join(PROMPTS))
     page.wait_for_selector("#compare-go >> text=Compare 1 take")
@@ -295,16 +295,16 @@ def test_a_single_picture_is_for_all_and_can_be_removed(page, from_image, tmp_pa
 
 def test_only_owners_add_pictures(workspace, tmp_path):
     queue = JobQueue(workspace.db)
-    demo = ui.build(workspace, queue, Worker(queue, workspace, ["cpu"]), Access([("owner", "secret")]))
-    handlers = {fn.fn.__name__: fn.fn for fn in demo.fns.values() if fn.fn is not None}
+    page = SimpleNamespace(workspace=workspace, queue=queue, access=Access([("owner", "secret")]))
+    wire = compare.Wire(page, Runs(workspace, queue), FAMILIES["cogvideox"])
     guest, owner = (type("Request", (), {"username": name})() for name in ("guest", "owner"))
     file = picture(tmp_path / "a.png")
     with pytest.raises(gr.Error, match="owner"):
-        handlers["add_files"](guest, [str(file)], [])
+        wire.add_files(guest, [str(file)], [])
     with pytest.raises(gr.Error, match="owner"):
-        handlers["add_clip"](guest, "clips/a.mp4", "orbit", [])
+        wire.add_clip(guest, "clips/a.mp4", "orbit", [])
     assert not workspace.images.exists() and file.exists()
-    (added,) = handlers["add_files"](owner, [str(file)], [])
+    (added,) = wire.add_files(owner, [str(file)], [])
     assert workspace.has_image(added) and not file.exists()
     with pytest.raises(gr.Error, match="no dataset gone"):
-        handlers["add_clip"](owner, "clips/a.mp4", "gone", [])
+        wire.add_clip(owner, "clips/a.mp4", "gone", [])

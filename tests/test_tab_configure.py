@@ -10,19 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import pytest
 import yaml
 from PIL import Image
 
 import studio
+from studio import run_form
 from studio.forms import Form
 from studio.jobs import JobQueue
-from studio.tabs import configure
-from studio.tabs.configure import (
+from studio.run_form import (
     command,
     form_of,
-    headline,
     origins,
     preview,
     read_config,
@@ -30,6 +28,7 @@ from studio.tabs.configure import (
     starting_values,
     values_from,
 )
+from studio.tabs.configure import headline
 from studio.worker import launch_line
 from studio.workspace import PROJECT, Workspace
 from trainers.data.formats import webvid
@@ -50,14 +49,13 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def form(workspace: Workspace) -> Form[Any]:
-    with gr.Blocks():
-        return form_of(FAMILY, workspace).build()
+    return form_of(FAMILY, workspace)
 
 
 def problems(form: Form[Any], values: list[Any], **given: Any) -> list[tuple[str, str]]:
     now = preview(form, FAMILY, form.merge(values, {path.replace("__", "."): value for path, value in given.items()}))
     assert not now.starts
-    assert "would not start" in headline(form, now)
+    assert "would not start" in headline(now)
     return now.problems
 
 
@@ -65,7 +63,7 @@ def test_the_demo_would_start(workspace: Workspace, form: Form[Any]) -> None:
     now = preview(form, FAMILY, starting_values(form, workspace))
     assert now.starts, now.problems
     assert now.line == "12 of 12 clips used, 240 steps"
-    assert "This run would start" in headline(form, now)
+    assert "This run would start" in headline(now)
     assert now.config.dataset.cache_dir == str(workspace.cache)
     assert now.config == workspace.demo_config()
 
@@ -76,8 +74,7 @@ def test_images_are_looked_at_before_a_run_is_queued(workspace: Workspace, form:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text('{"in_channels": 32, "out_channels": 16}')
     family = FAMILIES["cogvideox"]
-    with gr.Blocks():
-        other = form_of(family, workspace).build()
+    other = form_of(family, workspace)
     given = {"base_model": str(tmp_path), "dataset.path": "x", "validation.prompts": ["x", "y"]}
 
     def said(images: list[str]) -> str:
@@ -208,7 +205,7 @@ def test_a_dataset_of_the_hub_is_left_to_the_run(workspace: Workspace, form: For
 def test_many_videos_are_looked_at_bit_by_bit(
     workspace: Workspace, form: Form[Any], table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(configure, "PATIENCE", 0)
+    monkeypatch.setattr(run_form, "PATIENCE", 0)
     given = {
         "dataset.path": str(table),
         "dataset.format": "webvid",
@@ -290,8 +287,7 @@ def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any
     assert defaults["max_train_steps"] == 1000
     assert defaults["dataset.path"] == str(workspace.root / "datasets" / "orbit")
     for family in FAMILIES.values():
-        with gr.Blocks():
-            its = form_of(family, workspace).build()
+        its = form_of(family, workspace)
         begun = dict(zip(its.paths, values_from("defaults", its, family, workspace), strict=True))["base_model"]
         assert begun in family.hub_bases or family.is_base(Path(begun))
         for name in family.presets:
@@ -391,7 +387,7 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
 def test_a_page_looks_on_until_every_video_is_known(
     workspace: Workspace, table: Path, chromium, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(configure, "PATIENCE", 0)
+    monkeypatch.setattr(run_form, "PATIENCE", 0)
     workspace.db.touch()
     config = yaml.safe_load(to_yaml(workspace.demo_config()))
     config["dataset"] |= {"path": str(table), "format": "webvid", "video_folder": str(table.parent / "videos")}

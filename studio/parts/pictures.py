@@ -23,9 +23,9 @@ from trainers.data.video import VideoError
 _SIDE = 240
 
 
-def picture_row(**settings: Any) -> Any:
-    """The part. Events `earlier` and `remove`, each with the data {"place": number}."""
-    return part("pictures", pictures_value([], [], ""), **settings)
+def picture_row(shown: dict[str, Any], **settings: Any) -> Any:
+    """The part, with `pictures_value`. Events `earlier` and `remove`, each with the data {"place": number}."""
+    return part("pictures", shown, **settings)
 
 
 def pictures_value(files: Sequence[str], prompts: Sequence[str], problem: str) -> dict[str, Any]:
@@ -83,25 +83,27 @@ class PictureRoom:
     clips: gr.Dropdown
 
 
-def picture_room(prefix: str) -> PictureRoom:
-    """Draw the row with the two ways to add to it, out of sight. Element ids are `prefix`-images and the like."""
-    with gr.Column(visible=False, min_width=0, elem_classes=["wide", "pictures-room"]) as room:
-        row = picture_row(elem_id=f"{prefix}-images")
+def picture_room(prefix: str, visible: bool, shown: dict[str, Any], clips: dict[str, Any]) -> PictureRoom:
+    """Draw the row with the two ways to add to it. Element ids are `prefix`-images and the like.
+
+    shown: `pictures_value`. clips: `offered_clips`."""
+    with gr.Column(visible=visible, min_width=0, elem_classes=["wide", "pictures-room"]) as room:
+        row = picture_row(shown, elem_id=f"{prefix}-images")
         with gr.Row(elem_classes="actions"):
             upload = gr.UploadButton(
                 "Upload images", file_count="multiple", file_types=["image", "video"], size="md",
                 elem_id=f"{prefix}-upload",
             )  # fmt: skip
-            clips = gr.Dropdown([], value=None, visible=False, elem_id=f"{prefix}-clips")
-    return PictureRoom(room, row, upload, clips)
+            offered = gr.Dropdown(**clips, elem_id=f"{prefix}-clips")
+    return PictureRoom(room, row, upload, offered)
 
 
-def offered_clips(workspace: Workspace, dataset: str | None) -> Any:
-    """The update of `PictureRoom.clips`: the clips of a dataset by their captions, none chosen."""
+def offered_clips(workspace: Workspace, dataset: str | None) -> dict[str, Any]:
+    """Settings of `PictureRoom.clips`: the clips of a dataset by their captions, none chosen."""
     try:
         clips = workspace.dataset(dataset).clips if dataset else ()
     except (WorkspaceError, DatasetError):
         clips = ()
     choices = [(clip.text or clip.name, clip.file_name) for clip in clips]
     label = f"Or the first frame of a clip of {dataset}"
-    return gr.update(choices=choices, value=None, label=label, visible=bool(choices))
+    return {"choices": choices, "value": None, "label": label, "visible": bool(choices)}
