@@ -7,7 +7,7 @@ sight, anew for each visitor: several families' controls at once make every answ
 
 from __future__ import annotations
 
-import uuid
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
@@ -98,9 +98,9 @@ class Control:
 
     @property
     def typed(self) -> bool:
-        """Whether a whole number is too large for a number box, which would round it."""
+        """Whether a whole number is typed as text: a number box rounds a large one, and makes 0 of an empty one."""
         bound = max((getattr(rule, "le", 0) or 0 for rule in self.info.metadata), default=0)
-        return self.kind == "whole" and bound > LARGEST_EXACT
+        return self.kind == "whole" and (self.optional or bound > LARGEST_EXACT)
 
 
 @dataclass(frozen=True)
@@ -246,12 +246,13 @@ class Form(Generic[S]):
     def sentence(self, path: str, text: str) -> str:
         """What is wrong with a field, beginning with the words at its control."""
         label = next((control.label for control in self.controls if control.path == path), path)
-        return f"{label} {text}".strip()
+        return f"{label} {self.in_words(text)}".strip()
 
     def in_words(self, text: str) -> str:
-        """A trainer's sentence with dotted settings called as at their controls: ``lower Frames to 5``."""
+        """A trainer's sentence with settings called as at their controls: ``lower Frames to 5``."""
         for control in sorted(self.controls, key=lambda control: len(control.path), reverse=True):
-            text = text.replace(control.path, control.label) if "." in control.path else text
+            if not control.path.isalpha():  # "seed" is a word as well
+                text = re.sub(rf"(?<![\w.]){re.escape(control.path)}(?!\w|\.\w)", control.label, text)
         return text
 
     # --- drawing --------------------------------------------------------------------------------------------------
@@ -272,16 +273,11 @@ class Form(Generic[S]):
         shown = dict(zip(self.paths, values, strict=True))
         components: dict[str, Any] = {}
         sections: list[Any] = []
-        drawing = uuid.uuid4().hex
 
         def draw(controls: Sequence[Control]) -> None:
             with gr.Row(elem_classes="fields"):
                 for control in controls:
-                    name = f"{prefix}-{control.path.replace('.', '-')}"
-                    # Gradio keeps what a control of the same key showed before. And without a key it forgets that a
-                    # value is None: an empty number would be 0.
-                    ids = {"elem_id": name, "key": f"{drawing}-{name}"}
-                    components[control.path] = self._component(control, shown[control.path], look, ids)
+                    components[control.path] = self._component(control, shown[control.path], look, prefix)
                     if after and control.path in after:
                         after[control.path]()
 
@@ -309,13 +305,13 @@ class Form(Generic[S]):
         """Updates of `Drawn.picks`: what there is to pick from; what is picked stays."""
         return [gr.update(choices=self._pick(control)) for control in self.controls if control.path in self.picks]
 
-    def _component(self, control: Control, value: Any, marks: Marks, ids: Mapping[str, str]) -> Any:
+    def _component(self, control: Control, value: Any, marks: Marks, prefix: str) -> Any:
         common: dict[str, Any] = {
             "label": control.label,
             "value": value,
+            "elem_id": f"{prefix}-{control.path.replace('.', '-')}",
             "interactive": True,
             "min_width": 200,
-            **ids,
             **_look(control, marks),
         }
         if control.path in self.picks:

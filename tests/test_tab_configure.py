@@ -227,7 +227,7 @@ def test_a_preset_says_how_to_train_and_not_on_what(workspace: Workspace, form: 
     now = form.merge(starting_values(form, workspace), given)
     filled = values_from(f"preset:{next(iter(FAMILY.presets))}", form, FAMILY, workspace, now)
     shown = dict(zip(form.paths, filled, strict=True))
-    assert {path: shown[path] for path in given} == {**given, "seed": "42"}
+    assert {path: shown[path] for path in given} == {**given, "dataset.max_clips": "3", "seed": "42"}
 
 
 def test_what_a_preset_names_is_as_it_says(workspace: Workspace, form: Form[Any]) -> None:
@@ -381,6 +381,54 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
     saved = yaml.safe_load(workspace.run("by-key-0002").config.read_text())
     assert saved["dataset"]["height"] == 32
     assert json.dumps(saved)
+
+
+@pytest.mark.browser
+def test_the_form_in_sight_is_the_chosen_familys(workspace: Workspace, chromium) -> None:
+    """Drawn when it is chosen; what was typed in another one is there again; an empty number stays empty."""
+    workspace.db.touch()
+    handle = studio.launch(workspace.root, devices=["cpu"], inline=False)
+    handle.worker.close()
+    context = chromium.new_context()
+    tab = context.new_page()
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+
+    def steps(family: str) -> Any:
+        return tab.locator(f"#{family}-max_train_steps input")
+
+    def choose(family: str) -> None:
+        tab.locator("#family label", has_text=FAMILIES[family].title).click()
+        steps(family).wait_for()
+
+    try:
+        tab.goto(handle.url)
+        tab.get_by_role("tab", name="Configure").click()  # while the page still loads
+        for name, family in FAMILIES.items():
+            choose(name)
+            assert tab.locator("[id$=-max_train_steps]").count() == 1
+            tab.wait_for_selector(f"#yaml >> text=family: {name}")
+            (default,) = (v for p, v in zip(*starting(family, workspace), strict=True) if p == "max_train_steps")
+            assert steps(name).input_value() == str(default)
+            assert tab.locator(f"#{name}-dataset-max_clips input").input_value() == ""
+        steps("dynamicrafter").fill("123")
+        tab.wait_for_selector("#yaml >> text=max_train_steps: 123")
+        choose("mochi")
+        choose("dynamicrafter")
+        assert steps("dynamicrafter").input_value() == "123"
+        tab.locator("#origin input").click()
+        tab.get_by_role("option", name="Defaults").click()
+        tab.wait_for_selector("#yaml >> text=max_train_steps: 1000")
+        assert steps("dynamicrafter").input_value() == "1000"
+        assert errors == []
+    finally:
+        context.close()
+        handle.close()
+
+
+def starting(family: Any, workspace: Workspace) -> tuple[list[str], list[Any]]:
+    form = form_of(family, workspace)
+    return form.paths, starting_values(form, workspace)
 
 
 @pytest.mark.browser

@@ -59,7 +59,7 @@ def build(page: Page) -> None:
                     gr.HTML('<h2 class="title">Basics</h2>', elem_classes="grow")
                     origin = gr.Dropdown(
                         origins(page.workspace, FAMILIES[first]), value="here", label="Start from", filterable=False,
-                        min_width=200, elem_id="origin", elem_classes="origin",
+                        interactive=True, min_width=200, elem_id="origin", elem_classes="origin",
                     )  # fmt: skip
                 form_room = gr.Column(min_width=0)
             with gr.Column(elem_classes="card"):
