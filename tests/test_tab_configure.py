@@ -419,7 +419,7 @@ def test_the_form_in_sight_is_the_chosen_familys(workspace: Workspace, chromium)
         tab.locator("#origin input").click()
         tab.get_by_role("option", name="Defaults").click()
         tab.wait_for_selector("#yaml >> text=max_train_steps: 1000")
-        assert steps("dynamicrafter").input_value() == "1000"
+        tab.wait_for_function("document.querySelector('#dynamicrafter-max_train_steps input').value === '1000'")
         assert errors == []
     finally:
         context.close()
