@@ -231,9 +231,8 @@ class Workspace:
     # --- models ------------------------------------------------------------------------------------------------------
 
     def base_models(self, family: ModelFamily) -> list[str]:
-        """Paths of the pipeline folders below models/ that are bases of a family."""
-        folders = [path for path in self._below_models(2) if (path / "model_index.json").is_file()]
-        return [str(path) for path in folders if family.is_base(path)]
+        """Paths of the folders below models/ that are bases of a family."""
+        return [str(path) for path in self._below_models(2) if family.is_base(path)]
 
     def motion_adapters(self) -> list[str]:
         """Paths of the diffusers motion adapter folders below models/."""

@@ -99,10 +99,10 @@ def tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def settle(condition, seconds: float = 60) -> None:
+def settle(condition, state=lambda: "", seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, state()
         time.sleep(0.1)
 
 
@@ -187,20 +187,26 @@ def wall_is_loaded(page) -> bool:
     return page.evaluate("[...document.querySelectorAll('#wall video')].every((v) => v.readyState >= 2)")
 
 
-def watch(page) -> list[list[float]]:
-    """Play, pause, step on, go back to the start; the times of all clips after each."""
-    times = "[...document.querySelectorAll('#wall video')].map((v) => v.currentTime)"
+def watch(page) -> list[list[int]]:
+    """Play, pause, step on, go back to the start; the times of all clips after each, in milliseconds."""
+    times = "[...document.querySelectorAll('#wall video')].map((v) => Math.round(1000 * v.currentTime))"
+    facts = "(v) => [v.currentTime, v.duration, v.readyState, v.paused, v.seeking, v.src]"
     shown = page.locator("#wall .wall")
     found = []
+
+    def state() -> str:
+        videos = page.evaluate(f"[...document.querySelectorAll('#wall video')].map({facts})")
+        return f"{shown.evaluate('(e) => ({...e.dataset})')} {videos}"
+
     if shown.get_attribute("data-playing") != "true":
         page.locator("#wall").get_by_role("button", name="Play").first.click()
-    settle(lambda: shown.get_attribute("data-frame") not in (None, "0"))
+    settle(lambda: shown.get_attribute("data-frame") not in (None, "0"), state)
     page.locator("#wall").get_by_role("button", name="Pause").first.click()
-    settle(lambda: shown.get_attribute("data-playing") != "true" and len(set(page.evaluate(times))) == 1)
+    settle(lambda: shown.get_attribute("data-playing") != "true" and len(set(page.evaluate(times))) == 1, state)
     found.append(page.evaluate(times))
     for key, frame in (("Home", "0"), (".", "1"), (".", "2")):
         page.keyboard.press(key)
-        settle(lambda at=frame: shown.get_attribute("data-frame") == at and len(set(page.evaluate(times))) == 1)
+        settle(lambda at=frame: shown.get_attribute("data-frame") == at and len(set(page.evaluate(times))) == 1, state)
         found.append(page.evaluate(times))
     assert found[-1] != found[1], "two steps on is another frame than the first"
     return found
@@ -214,7 +220,7 @@ def test_a_closed_app_loses_nothing(app, page):
     runs = app.workspace / "runs"
     settle(lambda: any(runs.glob("*/events.jsonl")))
     (run,) = [RunFolder(path) for path in runs.iterdir()]
-    settle(lambda: any(e["type"] == "step" for e in read(run.events)[0]), 120)
+    settle(lambda: any(e["type"] == "step" for e in read(run.events)[0]), seconds=120)
     app.stop(signal.SIGKILL)
     before = len(read(run.events)[0])
     settle(lambda: len(read(run.events)[0]) > before)  # it trains on alone
@@ -225,7 +231,7 @@ def test_a_closed_app_loses_nothing(app, page):
 
     # Stop it: it saves and ends as cancelled; then resume it to its end.
     page.locator("#act-stop").click()
-    settle(lambda: read(run.events)[0][-1]["type"] == "run_finished", 90)
+    settle(lambda: read(run.events)[0][-1]["type"] == "run_finished", seconds=90)
     assert read(run.events)[0][-1]["status"] in ("cancelled", "finished")
     page.wait_for_selector("#run-head .line >> text=/cancelled|finished/")
     assert run.checkpoints()

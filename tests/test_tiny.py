@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AnimateDiffPipeline, DiffusionPipeline, MotionAdapter, StableDiffusionPipeline
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from examples import tiny
+from studio.workspace import Workspace
+from trainers.families import FAMILIES
 
 
 def test_it_loads_as_the_libraries_own_pipelines_and_is_small(tmp_path):
@@ -99,3 +103,16 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
     assert tiny.main(["animatediff", str(tmp_path / "y")]) == 0
     assert (tmp_path / "y" / "model_index.json").is_file()
+
+
+def test_each_is_offered_to_its_family_alone(tmp_path):
+    workspace = Workspace(tmp_path / "ws")
+    for kind in (*tiny.FAMILIES, *tiny.VARIANTS):
+        tiny.write(kind, workspace.models / kind)
+    offered = {
+        name: {Path(path).relative_to(workspace.models).parts[0] for path in workspace.base_models(family)}
+        for name, family in FAMILIES.items()
+    }
+    assert offered == {
+        name: {kind for kind in (*tiny.FAMILIES, *tiny.VARIANTS) if kind.split("-")[0] == name} for name in FAMILIES
+    }

@@ -136,7 +136,7 @@ def build(page: Page) -> None:
     workspace, queue = page.workspace, page.queue
     runs = Runs(workspace, queue)
     first = next(iter(FAMILIES))
-    shown, seen, fresh, dataset = gr.State(None), gr.State({}), gr.State(None), gr.State(None)
+    shown, seen, fresh = gr.State(None), gr.State({}), gr.State(None)
     parts: dict[str, Any] = {name: gr.State(None) for name in ("filled", "own", "marks")}
     parts["pictures"] = gr.State([])
 
@@ -181,16 +181,16 @@ def build(page: Page) -> None:
     outputs = [shown, seen, *(parts[name] for name in SHOWN)]
     opened = [parts[name] for name in _OPENED]
 
-    def come(chosen: str | None, run: str | None, before: Seen, *kept: Any) -> list[Any]:
+    def come(chosen: str | None, wish: Any, run: str | None, before: Seen, *kept: Any) -> list[Any]:
         """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
         entry = find(runs.entries(), chosen)
         if entry is not None and entry.info.kind == "sample":
             return [*refresh(runs, entry.id, before), *[gr.skip()] * (1 + len(_OPENED))]
-        return [*refresh(runs, run, before), *desk.arrive(chosen, entry is not None, *kept)]
+        return [*refresh(runs, run, before), *desk.arrive(chosen, wish, entry is not None, *kept)]
 
-    def open_page(chosen: str | None, draft: Any) -> list[Any]:
+    def open_page(chosen: str | None, dataset: str | None, draft: Any) -> list[Any]:
         chosen = chosen or kept_form(draft).get("run")
-        return [*refresh(runs, None, {}), *desk.fill(chosen, False, draft)]
+        return [*refresh(runs, None, {}), *desk.fill(chosen, False, dataset, draft)]
 
     def look(run: str | None, before: Seen) -> list[Any]:
         return refresh(runs, run, before)
@@ -217,23 +217,20 @@ def build(page: Page) -> None:
                 start_again(queue, run)
         return refresh(runs, run, before)
 
-    kept = [parts["filled"], parts["own"], parts["takes"], page.draft]
-    come_in(page.demo, room, open_page, [page.chosen_run, page.draft], [*outputs, *opened], **TELLING)
-    page.tab_items[COMPARE].select(
-        come, [page.chosen_run, shown, seen, *kept], [*outputs, *opened, fresh], **TELLING
-    )  # fmt: skip
+    around = [page.chosen_dataset, page.draft]
+    kept = [parts["filled"], parts["own"], parts["takes"], *around]
+    come_in(page.demo, room, open_page, [page.chosen_run, *around], [*outputs, *opened], **TELLING)
+    arriving = [page.chosen_run, page.begin_comparison, shown, seen, *kept]
+    page.tab_items[COMPARE].select(come, arriving, [*outputs, *opened, fresh], **TELLING)
     page.begin_comparison.change(desk.begin, [page.begin_comparison, *kept], [*opened, fresh], **TELLING)
-    parts["family"].input(desk.switch, [parts["family"], *kept], [*opened, page.draft], **TELLING)
-    page.chosen_dataset.change(lambda name: name, page.chosen_dataset, dataset, **TELLING)
+    parts["family"].input(desk.switch, [parts["family"], parts["filled"], *around], [*opened, page.draft], **TELLING)
     page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
     gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
     parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)
     parts["stop"].click(stop, [shown, seen], outputs, **TELLING)
     parts["again"].click(again, [shown, seen], outputs, **TELLING)
 
-    def draw(
-        now: dict[str, Any] | None, marks: Marks, paths: list[str], images: list[str], dataset_name: str | None
-    ) -> None:
+    def draw(now: dict[str, Any] | None, marks: Marks, paths: list[str], images: list[str]) -> None:
         if now is None:
             return
         wire = Wire(page, runs, FAMILIES[now["family"]])
@@ -241,34 +238,40 @@ def build(page: Page) -> None:
 
         def draw_room() -> None:
             asked, row = wire.pictures(paths, images, now["values"])
-            rooms.append(picture_room(wire.prefix, asked, row, wire.clips(dataset_name)))
+            rooms.append(picture_room(wire.prefix, asked, row, offered_clips(workspace, now["dataset"])))
 
         after = {"prompts": draw_room} if wire.family.has_image_models else {}
         drawn = wire.form.build(now["values"], marks, prefix=wire.prefix, after=after)
-        values = drawn.components
-        written = [*kept, parts["pictures"], *values]
+        values, pictures = drawn.components, parts["pictures"]
+        written = [parts["own"], parts["filled"], page.draft, parts["takes"], pictures, *values]
+        counted = [parts["takes"], pictures, *values]
+        count = [parts["go"], parts["total"], *(part for place in rooms for part in (place.room, place.row))]
         typed = [parts["takes"].input, *(control.input for control in values)]
         gr.on(typed, wire.keep, written, page.draft, trigger_mode="always_last", **QUICK)
-        counted = [c for p, c in zip(wire.form.paths, values, strict=True) if p in COUNTED]
-        gr.on(
-            [parts["takes"].change, parts["pictures"].change, *(control.change for control in counted)],
-            wire.count,
-            [parts["takes"], parts["pictures"], *values],
-            [parts["go"], parts["total"], *(part for place in rooms for part in (place.room, place.row))],
-            trigger_mode="always_last",
-            **TELLING,
-        )
-        fresh.change(wire.offers, None, drawn.picks, **QUICK)
+        telling = [c for p, c in zip(wire.form.paths, values, strict=True) if p in COUNTED]
+        typed = [parts["takes"].input, *(control.input for control in telling)]
+        gr.on(typed, wire.count, counted, count, trigger_mode="always_last", **QUICK)
+        offered = [*drawn.picks, *(place.clips for place in rooms)]
+        fresh.change(wire.offers, page.chosen_dataset, offered, **QUICK).then(wire.count, counted, count, **QUICK)
         parts["go"].click(
             wire.submit,
-            [seen, parts["marks"], parts["takes"], parts["pictures"], *values],
+            [seen, parts["marks"], *counted],
             [page.chosen_run, *outputs, parts["folded"], parts["marks"], problem, *drawn.outputs],
             **TELLING,
         )
         for place in rooms:
-            wire.wire_room(place, parts["pictures"], written, dataset)
+            for change in (
+                place.upload.upload(wire.add_files, [place.upload, pictures], pictures, **TELLING),
+                place.clips.select(
+                    wire.add_clip, [place.clips, page.chosen_dataset, pictures], [pictures, place.clips], **TELLING
+                ),
+                place.row.remove(remove_image, pictures, pictures, **TELLING),
+                place.row.earlier(move_image, pictures, pictures, **TELLING),
+            ):
+                change.success(wire.keep, written, page.draft, **QUICK)
+                change.success(wire.count, counted, count, **QUICK)
 
-    facts = [parts["filled"], parts["marks"], parts["takes"], parts["pictures"], page.chosen_dataset]
+    facts = [parts["filled"], parts["marks"], parts["takes"], parts["pictures"]]
     with form_room:  # what is wired in here is the only listener of its event: Gradio forgets those from outside
         gr.render(facts, triggers=[parts["filled"].change], show_progress="hidden")(draw)
 
@@ -280,7 +283,9 @@ class Desk:
         self.workspace = workspace
         self.runs = runs
 
-    def fill(self, chosen: str | None, opening: bool, draft: Any, family: str | None = None) -> list[Any]:
+    def fill(
+        self, chosen: str | None, opening: bool, dataset: str | None, draft: Any, family: str | None = None
+    ) -> list[Any]:
         """The form for a run, or for the newest, as this browser left it; open too where there is no comparison yet.
 
         family: that one's, whatever the run's is. An update for each of `_OPENED`."""
@@ -297,52 +302,60 @@ class Desk:
         values = first_values(form, config, left)
         button, total, _ = counted_line(form, takes, images, values)
         # The time makes each filling another one, so that what was typed meanwhile gives way to it.
-        filled = {"run": run, "family": name, "values": values, "picks": form.picks, "at": time.time()}
+        filled = {"run": run, "family": name, "values": values, "at": time.time()}
+        filled |= {"picks": form.picks, "dataset": dataset}
         offered = gr.update(choices=take_choices(self.workspace, name), value=takes)
         return [filled, own, gr.update(open=opening), name, offered, images, form.marks(values), button, total]
 
     def arrive(
         self,
         chosen: str | None,
+        wish: Mapping[str, Any] | None,
         opening: bool,
         filled: dict[str, Any] | None,
         before: list[str],
         taken: list[str] | None,
+        dataset: str | None,
         draft: Any,
     ) -> list[Any]:
         """The form for a run. What was written for the same run stays; new takes join it, and what there is to pick.
 
-        An update for each of `_OPENED`, and what there is to pick from where that is more."""
+        wish: what another tab asked for, which is left to `begin`. An update for each of `_OPENED`, and what is new to
+        pick from, if anything."""
+        if filled is not None and wish and wish["at"] > filled["at"]:
+            return [gr.skip()] * (1 + len(_OPENED))
         entry = run_to_begin_with(self.runs.entries(), chosen)
         run = entry.id if entry else None
         if filled is None or filled["run"] != run:
-            return [*self.fill(chosen, opening, draft), gr.skip()]
+            return [*self.fill(chosen, opening, dataset, draft), gr.skip()]
         name = filled["family"]
         of_run = entry is None or entry.info.family == name
         own = takes_to_begin_with(self.workspace.takes(), run) if of_run else []
-        untouched = before == (taken or [])
+        joined = own != before
         choices = take_choices(self.workspace, name)
+        untouched = before == (taken or [])
         offered = gr.update(choices=choices, value=own) if untouched else gr.update(choices=choices)
-        unfold = gr.update(open=opening) if before != own else gr.skip()
-        now = form_of(FAMILIES[name], self.workspace).picks
+        unfold = gr.update(open=opening) if joined else gr.skip()
+        now = [form_of(FAMILIES[name], self.workspace).picks, dataset]
+        fresh = [now, own] if joined or now != [filled["picks"], filled["dataset"]] else gr.skip()
         found = {"own": own, "folded": unfold, "takes": offered}
-        return [*(found.get(part, gr.skip()) for part in _OPENED), gr.skip() if now == filled["picks"] else now]
+        return [*(found.get(part, gr.skip()) for part in _OPENED), fresh]
 
     def begin(self, wish: Mapping[str, Any], *kept: Any) -> list[Any]:
         """Another tab asks to compare the takes of a run: the form stands open for it."""
         entry = find(self.runs.entries(), wish["run"])
         if entry is None or entry.info.kind == "sample":
             return [gr.skip()] * (1 + len(_OPENED))
-        found = self.arrive(wish["run"], True, *kept)
+        found = self.arrive(wish["run"], None, True, *kept)
         found[_OPENED.index("folded")] = gr.update(open=True)
         return found
 
-    def switch(self, name: str, filled: dict[str, Any] | None, own: Any, taken: Any, draft: Any) -> list[Any]:
+    def switch(self, name: str, filled: dict[str, Any] | None, dataset: str | None, draft: Any) -> list[Any]:
         """Another family's form, as it was left; its takes are chosen anew."""
         run = filled["run"] if filled else None
         kept = {**kept_form(draft), "run": run, "family": name, "takes": None}
         draft = {**(draft if isinstance(draft, dict) else {}), DRAFT: kept}
-        return [*self.fill(run, True, draft, name), draft]
+        return [*self.fill(run, True, dataset, draft, name), draft]
 
 
 class Wire:
@@ -357,10 +370,10 @@ class Wire:
 
     def keep(
         self,
-        filled: dict[str, Any],
         own: list[str],
-        paths: list[str] | None,
+        filled: dict[str, Any],
         draft: Any,
+        paths: list[str] | None,
         images: list[str],
         *values: Any,
     ) -> dict[str, Any]:
@@ -391,9 +404,11 @@ class Wire:
         asked, row = self.pictures(paths, images, values)
         return [button, total, gr.update(visible=asked), row if asked else gr.skip()]
 
-    def offers(self) -> list[Any]:
-        """What there is to pick from now; what is picked stays."""
-        return form_of(self.family, self.page.workspace).offers()
+    def offers(self, dataset: str | None) -> list[Any]:
+        """What there is to pick from now, models and clips; what is picked stays."""
+        picks = form_of(self.family, self.page.workspace).offers()
+        clips = [gr.update(**offered_clips(self.page.workspace, dataset))] if self.family.has_image_models else []
+        return [*picks, *clips]
 
     def submit(
         self,
@@ -419,27 +434,6 @@ class Wire:
         return [run, run, *refresh(self.runs, run, before)[1:], gr.update(open=False), now, told_so, *looks]
 
     # --- images ---
-
-    def wire_room(self, place: PictureRoom, pictures: gr.State, written: Sequence[Any], dataset: gr.State) -> None:
-        """Wire the row of images and what adds to it."""
-        chosen = self.page.chosen_dataset
-        changes = (
-            place.upload.upload(self.add_files, [place.upload, pictures], pictures, **TELLING),
-            place.clips.select(self.add_clip, [place.clips, chosen, pictures], [pictures, place.clips], **TELLING),
-            place.row.remove(remove_image, pictures, pictures, **TELLING),
-            place.row.earlier(move_image, pictures, pictures, **TELLING),
-        )
-        for change in changes:
-            change.success(self.keep, written, self.page.draft, **QUICK)
-        dataset.change(self.offer, dataset, place.clips, **QUICK)
-
-    def clips(self, dataset: str | None) -> dict[str, Any]:
-        """The clips of a dataset whose first frames can be taken, as settings of the list that offers them."""
-        return offered_clips(self.page.workspace, dataset)
-
-    def offer(self, dataset: str | None) -> Any:
-        """The same, as an update of that list."""
-        return gr.update(**self.clips(dataset))
 
     def add_files(self, request: gr.Request, files: list[str] | None, images: list[str]) -> list[str]:
         """Images, or the first frames of videos, that were uploaded."""

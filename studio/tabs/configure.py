@@ -104,7 +104,7 @@ def build(page: Page) -> None:
     chosen.input(desk.switch, [chosen, *around], opened, **TELLING)
     fill.click(desk.from_text, [paste, *around], [*opened, pasted], **TELLING)
     page.begin_run.change(desk.begin, [page.begin_run, *around], opened, **TELLING)
-    page.tab_items[CONFIGURE].select(desk.arrive, filled, [origin, fresh], **TELLING)
+    page.tab_items[CONFIGURE].select(desk.arrive, [page.begin_run, filled], [origin, fresh], **TELLING)
 
     def draw(now: dict[str, Any] | None, marks: Marks) -> None:
         if now is None:
@@ -239,9 +239,11 @@ class Desk:
         merged = form.merge(values, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
         return self.opened(form, merged, title, draft, frames)
 
-    def arrive(self, filled: dict[str, Any] | None) -> list[Any]:
-        """What there is to start from, and whether there is more to pick from than when the form was drawn."""
-        if filled is None:
+    def arrive(self, wish: Mapping[str, Any] | None, filled: dict[str, Any] | None) -> list[Any]:
+        """What there is to start from, and to pick from where that is other than when the form was drawn.
+
+        wish: what another tab asked for, which is left to `begin`."""
+        if filled is None or (wish and wish["at"] > filled["at"]):
             return [gr.skip(), gr.skip()]
         family = FAMILIES[filled["family"]]
         now = picks(self.workspace, family)

@@ -203,7 +203,7 @@ class ModelFamily:
     frames_within: Callable[[int], int]
     #: Findings on a config from the files that it names, without reading weights into memory.
     findings: Callable[[TrainConfig | SampleConfig], list[Finding]]
-    #: Whether a pipeline folder is a base of this family, from its settings alone.
+    #: Whether a folder is a base of this family, from its settings and the names of its weights alone.
     is_base: Callable[[Path], bool]
     #: The torch module "package.module:Class" with the VideoModel; imported in `load` only.
     model: str

@@ -373,7 +373,7 @@ FAMILY = ModelFamily(
     size_multiple=SIZE_MULTIPLE,
     frames_within=partial(frames_within, multiple=FRAME_MULTIPLE),
     findings=findings,
-    is_base=lambda folder: base_facts(str(folder)) is not None,
+    is_base=lambda folder: (folder / "model_index.json").is_file() and base_facts(str(folder)) is not None,
     hub_bases=tuple(f"THUDM/{name}" for name in PUBLISHED),
     takes_image=takes_image,
     read_foreign=read_foreign,
