@@ -26,6 +26,7 @@ from trainers.families import FAMILIES, load_sample_config, parse_config, parse_
 from trainers.settings import fields
 
 PROMPTS = ["a red circle", "a blue square"]
+OPENED = compare.OPENED
 
 
 @pytest.fixture
@@ -248,6 +249,57 @@ def test_a_kept_form_comes_back_only_for_its_run_and_a_known_family():
     assert compare_form.left_off(draft, "orbit-0002") == compare_form.left_off(draft, None) == {}
     assert compare_form.left_off({compare_form.DRAFT: {**kept, "family": "gone"}}, "orbit-0001") == {}
     assert compare_form.kept_form(None) == compare_form.kept_form({compare_form.DRAFT: "spoilt"}) == {}
+
+
+def test_arriving_leaves_what_was_written_and_takes_in_what_is_new(workspace, queue):
+    run = trained(workspace, [10])
+    desk = compare.Desk(workspace, Runs(workspace, queue))
+
+    def named(updates, *more):
+        return dict(zip((*OPENED, *more), updates, strict=True))
+
+    first = named(desk.fill(run.id, False, None, None))
+    assert first["folded"]["open"], "nothing was compared yet"
+    own = [str(checkpoint.path) for checkpoint in run.checkpoints()]
+    assert (first["family"], first["own"], first["takes"]["value"]) == ("animatediff", own, own)
+    kept = (first["filled"], own, own, None, None)
+    again = named(desk.arrive(run.id, None, False, *kept), "fresh")
+    assert {again[part]["__type__"] for part in ("filled", "pictures", "marks", "fresh")} == {"update"}, "left alone"
+    assert "value" not in again["filled"]
+
+    other = trained(workspace, [10], "another")
+    with run.new_checkpoint(20) as writing:
+        (writing / "meta.json").write_text('{"step": 20}')
+    both = [str(checkpoint.path) for checkpoint in run.checkpoints()]
+    joined = named(desk.arrive(run.id, None, False, *kept), "fresh")
+    assert (joined["own"], joined["takes"]["value"]) == (both, both)
+    assert joined["fresh"][1] == both, "the clips are counted again"
+    chosen = named(desk.arrive(run.id, None, False, first["filled"], own, [], None, None), "fresh")
+    assert "value" not in chosen["takes"], "who has chosen others keeps them"
+
+    wish = {"run": other.id, "at": first["filled"]["at"] + 1}
+    assert desk.arrive(run.id, wish, False, *kept) == [gr.skip()] * (1 + len(OPENED)), "left to what was asked for"
+    begun = named(desk.begin(wish, *kept), "fresh")
+    assert begun["filled"]["run"] == other.id and begun["folded"]["open"]
+    wish["run"] = run.id
+    assert named(desk.arrive(run.id, wish, False, *kept), "fresh")["takes"]["value"] == both
+
+
+def test_another_familys_form_is_there_again_as_it_was_left(workspace, queue):
+    run = trained(workspace, [10])
+    runs = Runs(workspace, queue)
+    desk = compare.Desk(workspace, runs)
+    filled, own, *_ = desk.fill(run.id, False, None, None)
+    wire = compare.Wire(SimpleNamespace(workspace=workspace), runs, FAMILIES["animatediff"])
+    values = wire.form.merge(filled["values"], {"prompts": ["a green square"]})
+    draft = wire.keep(own, filled, {"family": "mochi"}, own, [], *values)
+    assert draft["family"] == "mochi", "what Configure keeps stays"
+    switched = desk.switch("mochi", filled, None, draft)
+    there = dict(zip(OPENED, switched, strict=False))
+    assert (there["family"], there["filled"]["family"], there["takes"]["value"]) == ("mochi", "mochi", [])
+    back = dict(zip(OPENED, desk.switch("animatediff", there["filled"], None, switched[-1]), strict=False))
+    assert back["filled"]["values"] == values
+    assert back["takes"]["value"] == own
 
 
 def test_without_a_comparison_the_head_says_what_there_is(workspace, queue):

@@ -128,7 +128,7 @@ def start_again(queue: JobQueue, run: str) -> None:
 # --- layout and wires -------------------------------------------------------------------------------------------------
 
 #: What an opened form is, in the order of the updates that `Desk.opened` gives.
-_OPENED = ("filled", "own", "folded", "family", "takes", "pictures", "marks", "go", "total")
+OPENED = ("filled", "own", "folded", "family", "takes", "pictures", "marks", "go", "total")
 
 
 def build(page: Page) -> None:
@@ -179,13 +179,13 @@ def build(page: Page) -> None:
 
     desk = Desk(workspace, runs)
     outputs = [shown, seen, *(parts[name] for name in SHOWN)]
-    opened = [parts[name] for name in _OPENED]
+    opened = [parts[name] for name in OPENED]
 
     def come(chosen: str | None, wish: Any, run: str | None, before: Seen, *kept: Any) -> list[Any]:
         """Arriving at the tab: a chosen comparison is shown, a chosen run's takes are offered."""
         entry = find(runs.entries(), chosen)
         if entry is not None and entry.info.kind == "sample":
-            return [*refresh(runs, entry.id, before), *[gr.skip()] * (1 + len(_OPENED))]
+            return [*refresh(runs, entry.id, before), *[gr.skip()] * (1 + len(OPENED))]
         return [*refresh(runs, run, before), *desk.arrive(chosen, wish, entry is not None, *kept)]
 
     def open_page(chosen: str | None, dataset: str | None, draft: Any) -> list[Any]:
@@ -288,7 +288,7 @@ class Desk:
     ) -> list[Any]:
         """The form for a run, or for the newest, as this browser left it; open too where there is no comparison yet.
 
-        family: that one's, whatever the run's is. An update for each of `_OPENED`."""
+        family: that one's, whatever the run's is. An update for each of `OPENED`."""
         entries = self.runs.entries()
         opening = opening or not comparisons(entries)
         entry = run_to_begin_with(entries, chosen)
@@ -320,10 +320,10 @@ class Desk:
     ) -> list[Any]:
         """The form for a run. What was written for the same run stays; new takes join it, and what there is to pick.
 
-        wish: what another tab asked for, which is left to `begin`. An update for each of `_OPENED`, and what is new to
+        wish: what another tab asked for, which is left to `begin`. An update for each of `OPENED`, and what is new to
         pick from, if anything."""
-        if filled is not None and wish and wish["at"] > filled["at"]:
-            return [gr.skip()] * (1 + len(_OPENED))
+        if filled is not None and wish and wish["at"] > filled["at"] and wish["run"] != filled["run"]:
+            return [gr.skip()] * (1 + len(OPENED))
         entry = run_to_begin_with(self.runs.entries(), chosen)
         run = entry.id if entry else None
         if filled is None or filled["run"] != run:
@@ -339,15 +339,15 @@ class Desk:
         now = [form_of(FAMILIES[name], self.workspace).picks, dataset]
         fresh = [now, own] if joined or now != [filled["picks"], filled["dataset"]] else gr.skip()
         found = {"own": own, "folded": unfold, "takes": offered}
-        return [*(found.get(part, gr.skip()) for part in _OPENED), fresh]
+        return [*(found.get(part, gr.skip()) for part in OPENED), fresh]
 
     def begin(self, wish: Mapping[str, Any], *kept: Any) -> list[Any]:
         """Another tab asks to compare the takes of a run: the form stands open for it."""
         entry = find(self.runs.entries(), wish["run"])
         if entry is None or entry.info.kind == "sample":
-            return [gr.skip()] * (1 + len(_OPENED))
+            return [gr.skip()] * (1 + len(OPENED))
         found = self.arrive(wish["run"], None, True, *kept)
-        found[_OPENED.index("folded")] = gr.update(open=True)
+        found[OPENED.index("folded")] = gr.update(open=True)
         return found
 
     def switch(self, name: str, filled: dict[str, Any] | None, dataset: str | None, draft: Any) -> list[Any]:
