@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import re
 import textwrap
@@ -282,8 +283,13 @@ def value_at(config: BaseModel, path: str) -> Any:
 
 def has_effect(cls: type[Section], path: str, values: Mapping[str, Any]) -> bool:
     """Whether a field matters, given the values (by dotted path) of the fields that it depends on."""
-    info = dict(fields(cls))[path]
+    info = _by_path(cls)[path]
     return all(values.get(other) in wanted for other, wanted in hints(info).get("show_if", {}).items())
+
+
+@functools.cache
+def _by_path(cls: type[Section]) -> Mapping[str, FieldInfo]:
+    return dict(fields(cls))
 
 
 def describe(cls: type[Section]) -> str:

@@ -101,7 +101,7 @@ def build(page: Page) -> None:
     around = [title, page.draft, told["frames"]]
 
     come_in(page.demo, room, desk.come_back, [page.place, *around], opened, **TELLING)
-    chosen.input(desk.switch, [chosen, *around], opened, **TELLING)
+    chosen.input(desk.switch, [chosen, *around], opened, trigger_mode="always_last", **TELLING)
     fill.click(desk.from_text, [paste, *around], [*opened, pasted], **TELLING)
     page.begin_run.change(desk.begin, [page.begin_run, *around], opened, **TELLING)
     page.tab_items[CONFIGURE].select(desk.arrive, [page.begin_run, filled], [origin, fresh], **TELLING)
