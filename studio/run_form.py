@@ -213,7 +213,7 @@ def origins(workspace: Workspace, family: ModelFamily) -> list[Choice]:
 KEPT = (
     *(f"dataset.{name}" for name in ("path", "format", "subfolders", "video_folder", "videos", "prompts", "max_clips")),
     *(f"dataset.{name}" for name in ("video_list", "caption_list", "video_column", "caption_column", "hub_config")),
-    *(f"dataset.{name}" for name in ("id_token", "id_token_glued")),
+    *(f"dataset.{name}" for name in ("max_clips_at_random", "id_token", "id_token_glued")),
     "base_model",
     "motion_adapter",
     "validation.prompts",

@@ -286,7 +286,7 @@ def test_every_key_of_the_config_is_mapped_or_spoken_of():
         ({CLIPS + "spatial_transform": "center_crop"}, {"dataset.fit": "middle"}),
         ({CLIPS + "spatial_transform": "random_crop", CLIPS + "crop_resolution": [320, 512]}, {"dataset.fit": "piece"}),
         ({CLIPS + "spatial_transform": "resize"}, {"dataset.fit": "stretch"}),
-        ({CLIPS + "subsample": 10}, {"dataset.max_clips": 10}),
+        ({CLIPS + "subsample": 10}, {"dataset.max_clips": 10, "dataset.max_clips_at_random": True}),
         ({CALLBACKS + "metrics_over_trainsteps_checkpoint__params": {"every_n_train_steps": 25}},
          {"checkpoint.every_steps": 25, "checkpoint.keep_last": None}),
         ({CALLBACKS + "metrics_over_trainsteps_checkpoint": ...},

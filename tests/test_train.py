@@ -141,11 +141,13 @@ def test_a_run_leaves_all_that_it_promises(config, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "motion_module"])
 def test_killed_and_resumed_is_bit_identical(config, tmp_path, method):
+    from trainers.train import main
+
     settings = {"method": method, "max_train_steps": 9, "dataset__flip": True, "dataset__variants": 2}
     settings |= {"optimizer__gradient_accumulation_steps": 2, "optimizer__lr_warmup_steps": 2}
     file = config(**settings)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert door("--config", file, "--run-dir", straight).returncode == 0
+    assert main(["--config", str(file), "--run-dir", str(straight)]) == 0
 
     process = start("--config", file, "--run-dir", broken)
     wait_for(RunFolder(broken), "checkpoint", 2)
@@ -302,9 +304,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(config, tmp_
 def test_a_full_disk_costs_one_checkpoint_and_no_other(config, tmp_path):
     import resource
 
+    from trainers.train import main
+
     file = config(max_train_steps=4, validation__every_steps=None)
     run = RunFolder(tmp_path / "run")
-    assert door("--config", file, "--run-dir", run.path, "--set", "max_train_steps=2").returncode == 0
+    given = ["--config", str(file), "--run-dir", str(run.path)]
+    assert main([*given, "--set", "max_train_steps=2"]) == 0
     small = max(p.stat().st_size for p in (tmp_path / "cache").rglob("*")) + 4096
     assert small < run.checkpoints()[-1].state.stat().st_size
 
@@ -312,7 +317,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_other(config, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (small, small))
 
-    failed = door("--config", file, "--run-dir", run.path, "--resume", preexec_fn=limit)
+    failed = door(*given, "--resume", preexec_fn=limit)
     assert failed.returncode == 1
     last = read(run.events)[0][-1]
     assert last["status"] == "failed" and "step 4 could not be saved" in last["reason"]
@@ -320,7 +325,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_other(config, tmp_path):
     assert "a file grew larger than the disk or a limit allows" in last["reason"]
     assert [c.step for c in run.checkpoints()] == [2]
     assert "Traceback" not in failed.stdout + failed.stderr
-    assert door("--config", file, "--run-dir", run.path, "--resume").returncode == 0
+    assert main([*given, "--resume"]) == 0
     assert run.checkpoints()[-1].step == 4
 
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -257,6 +258,14 @@ def config_for(table: Path, **values):
 def rows_of(config):
     dataset = open_dataset(config.dataset)
     return dataset, ledger(dataset, config, get_family("dynamicrafter"))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_clips_at_random_are_those_of_pandas(table, count):
+    """As DynamiCrafter's reader takes its subsample; of fewer rows it takes all, where pandas refuses."""
+    names = [row.clip.file_name for row in rows_of(config_for(table, max_clips=count, max_clips_at_random=True))[1]]
+    expected = pd.read_csv(table, dtype=str).sample(min(count, 5), random_state=0)
+    assert [Path(name).stem for name in names] == list(expected["videoid"])
 
 
 def test_every_row_is_used_or_left_out_with_a_reason(table):

@@ -73,6 +73,12 @@ class DatasetConfig(Section):
         show_if={"dataset.format": ["list"]},
     )
     max_clips: int | None = setting(None, "Use only the first so many clips. Empty: all.", ge=1)
+    max_clips_at_random: bool = setting(
+        False,
+        "Take that many rows from anywhere in the table, the same ones every time, as pandas' sample does with "
+        "random_state 0.",
+        show_if={"dataset.format": ["webvid"]},
+    )
     repeats: int = setting(1, "How often every clip is seen in one pass over the dataset.", ge=1, le=10_000)
     num_frames: int = setting(16, "Frames of each training sample.", basic=True, ge=1)
     height: int = setting(256, "Height of the training frames in pixels.", basic=True, ge=8)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
 from trainers.config import DatasetConfig
 from trainers.data.clips import DatasetError, ReadableDataset
 from trainers.data.originals import Entry, first, is_file, is_there, located, missing, place
@@ -20,7 +22,9 @@ _NEEDED = "the columns name and contentUrl (or videoid)"
 
 
 def read(config: DatasetConfig, root: Path) -> list[Entry]:
-    """The rows in their order, up to the last that `dataset.max_clips` takes; those without a file among them."""
+    """The rows in their order, up to the last that `dataset.max_clips` takes; those without a file among them.
+
+    With `dataset.max_clips_at_random` the rows are drawn before it is known which have a file."""
     file = located(root, config.path)
     folder = located(root, config.video_folder) if config.video_folder else file.parent
     if not is_file(file):
@@ -28,7 +32,11 @@ def read(config: DatasetConfig, root: Path) -> list[Entry]:
         raise DatasetError(f"CSV file {file} cannot be read: {hint}")
     if not folder.is_dir():
         raise DatasetError(f"the folder of the videos, {folder}, does not exist", "dataset.video_folder")
-    rows = _filled(_rows(file), file) if config.as_reference else _rows(file)
+    rows: Iterable[Mapping[str, str]] = _rows(file)
+    if config.max_clips and config.max_clips_at_random:
+        rows = _some(list(rows), config.max_clips)
+    if config.as_reference:
+        rows = _filled(rows, file)
     found = rows_with_files(rows, folder, config.max_clips)
     if not found:
         raise DatasetError(f"CSV file {file} has no rows below its header")
@@ -79,6 +87,12 @@ def videos_of(row: Mapping[str, str], folder: Path) -> list[Path]:
         if row.get("page_dir"):
             places.append(folder / row["page_dir"] / name)
     return places
+
+
+def _some(rows: list[Mapping[str, str]], count: int) -> list[Mapping[str, str]]:
+    """So many rows as ``DataFrame.sample(count, random_state=0)`` draws them, in its order; of fewer, all of them."""
+    chosen = np.random.RandomState(0).choice(len(rows), min(count, len(rows)), replace=False)
+    return [rows[place] for place in chosen]
 
 
 def _entry(row: Mapping[str, str], video: Path | None, folder: Path) -> Entry:

@@ -337,13 +337,12 @@ def _clips(data: Mapping[str, Any], idle: dict[str, str], notes: list[str]) -> d
             "load_raw_resolution is off, so clips are squeezed to 530 x 300 first, whatever their shape "
             "(dataset.decode_small)."
         )
-    if given["subsample"] is not None:
-        notes.append(f"subsample {given['subsample']} takes the first so many clips; upstream takes them at random.")
     return {
         "path": table,
         "format": "webvid",
         "video_folder": f"{folder}/videos",
         "max_clips": given["subsample"],
+        **({"max_clips_at_random": True} if given["subsample"] is not None else {}),
         **clips,
         "flip": False,
         "batch_size": values["batch_size"],
@@ -353,7 +352,8 @@ def _clips(data: Mapping[str, Any], idle: dict[str, str], notes: list[str]) -> d
 
 def _steps_of_an_epoch(clips: Mapping[str, Any], batch: int, accumulation: int) -> int | None:
     """Optimizer steps of a pass over the table, None where that is not here. Lightning steps at its end as well."""
-    table = {name: clips[name] for name in ("path", "format", "video_folder", "max_clips")}
+    names = ("path", "format", "video_folder", "max_clips", "max_clips_at_random")
+    table = {name: clips[name] for name in names if name in clips}
     try:
         rows = len(webvid.read(DatasetConfig.model_validate(table), Path()))
     except (DatasetError, ValueError):
