@@ -65,6 +65,15 @@ def awaited() -> gr.Column:
     return gr.Column(visible=False, min_width=0)
 
 
+def drawn_anew(filled: gr.State, inputs: Sequence[Any], draw: Callable[..., None]) -> None:
+    """Draw here with `draw(filled, *inputs)` whenever `filled` changes, for each visitor.
+
+    What `draw` wires is the only listener of its event of its component: Gradio forgets those from outside. And it is
+    gone with the next drawing, so it may answer what a person does, but nothing that filling itself brings about.
+    """
+    gr.render([filled, *inputs], triggers=[filled.change], show_progress="hidden")(draw)
+
+
 def come_in(
     demo: gr.Blocks,
     room: gr.Column,

@@ -53,12 +53,17 @@ def read_command(text: str, scripts: Sequence[str]) -> Command | None:
     return found[0] if found else None
 
 
-def read_commands(text: str, scripts: Sequence[str]) -> list[Command]:
+def read_commands(
+    text: str, scripts: Sequence[str], told_by: Mapping[str, Sequence[str]] | None = None
+) -> list[Command]:
     """All commands of a shell text that run one of `scripts`, in order; see `read_command`.
 
-    ConfigError when a variable of one of them has no value.
+    told_by: for scripts whose name others use as well, options of which theirs has one. ConfigError when a variable of
+    one of them has no value.
     """
-    found = _found(text, scripts)
+    told_by = told_by or {}
+    meant = [script for script in scripts if any(option in text for option in told_by.get(script, [""]))]
+    found = [command for command in _found(text, meant) if _has_one(command, told_by.get(command.script))]
     _check_variables(found)
     return found
 
@@ -67,6 +72,10 @@ def _found(text: str, scripts: Sequence[str]) -> list[Command]:
     if not any(_named(script, text) for script in scripts):
         return []
     return [command for words in _commands(_joined(text), {}) if (command := _as_command(words, scripts))]
+
+
+def _has_one(command: Command, options: Sequence[str] | None) -> bool:
+    return options is None or any(word.partition("=")[0] in options for word in command.arguments)
 
 
 def _check_variables(commands: Sequence[Command]) -> None:

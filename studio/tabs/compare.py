@@ -32,7 +32,7 @@ from studio.compare_form import (
 from studio.comparisons import comparison_value, comparisons, moved_value
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
-from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in
+from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in, drawn_anew
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.measures import measure_list, measures_value
@@ -272,9 +272,8 @@ def build(page: Page) -> None:
                 change.success(wire.keep, written, page.draft, **QUICK)
                 change.success(wire.count, counted, count, **QUICK)
 
-    facts = [parts["filled"], parts["marks"], parts["takes"], parts["pictures"]]
-    with form_room:  # what is wired in here is the only listener of its event: Gradio forgets those from outside
-        gr.render(facts, triggers=[parts["filled"].change], show_progress="hidden")(draw)
+    with form_room:
+        drawn_anew(parts["filled"], [parts["marks"], parts["takes"], parts["pictures"]], draw)
 
 
 class Desk:

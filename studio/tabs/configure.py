@@ -10,7 +10,7 @@ import gradio as gr
 
 from studio.forms import Form, Marks
 from studio.jobs import JobError
-from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in
+from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in, drawn_anew
 from studio.parts.answer import answer, notes
 from studio.parts.frames import frame_strips, frames_key, frames_value, seen_frames
 from studio.run_form import (
@@ -125,8 +125,8 @@ def build(page: Page) -> None:
         for event in (queued, written):
             event.failure(wire.refresh, mine, seen, **QUICK)
 
-    with form_room:  # what is wired in here is the only listener of its event: Gradio forgets those from outside
-        gr.render([filled, told["marks"]], triggers=[filled.change], show_progress="hidden")(draw)
+    with form_room:
+        drawn_anew(filled, [told["marks"]], draw)
 
 
 class Desk:

@@ -38,21 +38,10 @@ def read_foreign(text: str) -> Foreign | None:
         elif data is not None and compat_config.knows_clips(data):
             clips.append(data)
         else:
-            commands += [command for command in read_commands(_set(block), _named(block)) if _is_ours(command)]
+            commands += read_commands(_set(block), SCRIPTS, _TOLD_BY)
     if clips and not configs and not commands and len(clips) == 1:
         return compat_config.translate_clips(clips[0])
     return _together(configs, commands)
-
-
-def _named(text: str) -> list[str]:
-    """The scripts that a text may be about."""
-    told = {script: any(option in text for option in options) for script, options in _TOLD_BY.items()}
-    return [script for script in SCRIPTS if script in text and told.get(script, True)]
-
-
-def _is_ours(command: Command) -> bool:
-    words = {word.partition("=")[0] for word in command.arguments}
-    return command.script not in _TOLD_BY or bool(words & set(_TOLD_BY[command.script]))
 
 
 def _set(text: str) -> str:

@@ -33,19 +33,8 @@ def read_foreign(text: str) -> Foreign | None:
         if data is not None:
             configs.append(data)
         else:
-            commands += [command for command in read_commands(block, _named(block)) if _is_ours(command)]
+            commands += read_commands(block, SCRIPTS, _TOLD_BY)
     return _together(configs, commands)
-
-
-def _named(text: str) -> list[str]:
-    """The scripts that a text may be about."""
-    told = {script: any(option in text for option in options) for script, options in _TOLD_BY.items()}
-    return [script for script in SCRIPTS if script in text and told.get(script, True)]
-
-
-def _is_ours(command: Command) -> bool:
-    options = {word.partition("=")[0] for word in command.arguments}
-    return command.script not in _TOLD_BY or bool(options & set(_TOLD_BY[command.script]))
 
 
 def _genmos(block: str) -> dict[str, Any] | None:
