@@ -180,13 +180,19 @@ def flat(data, prefix=""):
     return found
 
 
-def translated(text):
-    found = read_foreign(text)
-    assert found is not None
+def checked(found):
+    """A translation: every note is a sentence, none is said twice, and it is a config unless something is missing."""
     assert len(set(found.notes)) == len(found.notes)
+    assert all(note.endswith(".") for note in found.notes), found.notes
     if not found.missing:
         (parse_config if found.kind == "train" else parse_sample_config)(found.settings)
     return found
+
+
+def translated(text):
+    found = read_foreign(text)
+    assert found is not None
+    return checked(found)
 
 
 def refused(text):

@@ -21,6 +21,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import Attention
 from safetensors.torch import load, load_file, save_file
+from training import take_steps
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples import tiny
@@ -74,18 +75,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def train(model: AnimateDiff, steps: int, learning_rate: float = 3e-3) -> list[float]:
-    """Steps on one example; the losses."""
-    example = model.example(batch(model), Draws.seeded(1))
-    optimizer = torch.optim.AdamW(model.trained_parameters(), learning_rate)
-    losses = []
-    for _ in range(steps):
-        loss = (model.predict(example) - example.target).pow(2).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+def train(model: AnimateDiff, count: int, learning_rate: float = 3e-3) -> list[float]:
+    return take_steps(model, batch(model), count, learning_rate)
 
 
 def saved(model: AnimateDiff, folder: Path) -> Path:

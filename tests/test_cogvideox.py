@@ -16,6 +16,7 @@ from diffusers import (
     CogVideoXPipeline,
 )
 from PIL import Image
+from training import take_steps
 
 from trainers.families import FAMILIES, parse_config
 from trainers.families.base import ModelError, SampleRequest
@@ -64,18 +65,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def train(model: CogVideoX, steps: int, learning_rate: float = 3e-3) -> list[float]:
-    """Steps on one example; the losses."""
-    example = model.example(batch(model), Draws.seeded(1))
-    optimizer = torch.optim.AdamW(model.trained_parameters(), learning_rate)
-    losses = []
-    for _ in range(steps):
-        loss = loss_of(model.predict(example), example)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+def train(model: CogVideoX, count: int, learning_rate: float = 3e-3) -> list[float]:
+    return take_steps(model, batch(model), count, learning_rate)
 
 
 def pipeline(base: Path, scheduler: str = "dpm", **parts) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:

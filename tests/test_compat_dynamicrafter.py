@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from compat_texts import flat
+from compat_texts import checked, flat
 from safetensors import safe_open
 
 import trainers.train
@@ -87,14 +87,6 @@ CUDA_VISIBLE_DEVICES=0 python3 scripts/evaluation/inference.py \
 #--multiple_cond_cfg --cfg_img 7.5
 #--loop
 """
-
-
-def checked(found):
-    assert len(set(found.notes)) == len(found.notes)
-    assert all(note.endswith(".") for note in found.notes), found.notes
-    if not found.missing:
-        (parse_config if found.kind == "train" else parse_sample_config)(found.settings)
-    return found
 
 
 def translated(text):

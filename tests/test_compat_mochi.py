@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from compat_texts import check_probe, flat
+from compat_texts import check_probe, checked, flat
 from mochi_texts import CLI, EXAMPLE, FACTORY, GENMO, GUIDE, PREPROCESS, RUN
 
 import trainers.export
@@ -28,14 +28,6 @@ from trainers.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH_STREAMS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-
-
-def checked(found):
-    assert len(set(found.notes)) == len(found.notes)
-    assert all(note.endswith(".") for note in found.notes), found.notes
-    if not found.missing:
-        (parse_config if found.kind == "train" else parse_sample_config)(found.settings)
-    return found
 
 
 def translated(text):

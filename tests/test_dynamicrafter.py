@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training import take_steps
 
 from tests.parity.__main__ import main as parity
 from trainers import lora
@@ -24,7 +25,6 @@ from trainers.families.dynamicrafter.facts import HUB_BASES, PUBLISHED, facts_of
 from trainers.families.dynamicrafter.model import DynamiCrafter, fitted
 from trainers.families.dynamicrafter.sampler import ddim, guided
 from trainers.families.dynamicrafter.schedule import steps, timesteps
-from trainers.loop import loss_of
 from trainers.noise import Draws
 from trainers.settings import ConfigError, validate
 
@@ -64,17 +64,7 @@ def batch(model: DynamiCrafter, clips: int = 1) -> dict[str, torch.Tensor]:
 
 
 def train(model: DynamiCrafter, count: int, learning_rate: float = 3e-3) -> list[float]:
-    """Steps on one example; the losses."""
-    example = model.example(batch(model), Draws.seeded(1))
-    optimizer = torch.optim.AdamW(model.trained_parameters(), learning_rate)
-    losses = []
-    for _ in range(count):
-        loss = loss_of(model.predict(example), example)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return take_steps(model, batch(model), count, learning_rate)
 
 
 def request(**changes) -> SampleRequest:
