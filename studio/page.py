@@ -65,13 +65,50 @@ def awaited() -> gr.Column:
     return gr.Column(visible=False, min_width=0)
 
 
-def drawn_anew(filled: gr.State, inputs: Sequence[Any], draw: Callable[..., None]) -> None:
-    """Draw here with `draw(filled, *inputs)` whenever `filled` changes, for each visitor.
+class Drawing:
+    """Where a form is drawn, for each visitor: anew whenever it is filled.
 
-    What `draw` wires is the only listener of its event of its component: Gradio forgets those from outside. And it is
-    gone with the next drawing, so it may answer what a person does, but nothing that filling itself brings about.
+    From the moment another form is asked for until it is there, the old one is out of reach: what would be typed into
+    it then would be lost. An event that asks takes `asked` as its last input, `leave` as its `js`, and hands the number
+    it gets on as filled["asked"].
     """
-    gr.render([filled, *inputs], triggers=[filled.change], show_progress="hidden")(draw)
+
+    def __init__(self, elem_id: str) -> None:
+        self.room = gr.Column(min_width=0, elem_id=elem_id, elem_classes="drawing")
+        self.asked = gr.Number(0, visible=False)
+        self.leave = _LEAVE.replace("ID", elem_id)
+        self.stay = _STAY.replace("ID", elem_id)
+
+    def anew(self, filled: gr.State, inputs: Sequence[Any], draw: Callable[..., None]) -> None:
+        """Draw with `draw(filled, *inputs)` whenever `filled`, a dict, changes.
+
+        What `draw` wires is the only listener of its event of its component: Gradio forgets those from outside. And it
+        is gone with the next drawing, so it may answer what a person does, but nothing that filling itself brings
+        about.
+        """
+
+        def drawn(now: dict[str, Any] | None, *values: Any) -> None:
+            if now is not None:
+                draw(now, *values)
+                gr.HTML(str(now.get("asked", 0)), js_on_load=_ARRIVED, elem_classes="arrived")
+
+        with self.room:
+            gr.render([filled, *inputs], triggers=[filled.change], show_progress="hidden")(drawn)
+
+
+#: How long a form is out of reach at most, should none come in its place.
+_PATIENCE_MS = 10_000
+_LEAVE = f"""(...values) => {{
+    const room = document.getElementById("ID");
+    const number = Number(room.dataset.asked ?? 0) + 1;
+    room.dataset.asked = number;
+    room.dataset.leaving = "";
+    setTimeout(() => {{ if (Number(room.dataset.asked) === number) delete room.dataset.leaving; }}, {_PATIENCE_MS});
+    return [...values.slice(0, -1), number];
+}}"""
+_STAY = """() => { delete document.getElementById("ID").dataset.leaving; }"""
+_ARRIVED = """const room = element.closest(".drawing");
+if (Number(props.value) >= Number(room.dataset.asked ?? 0)) delete room.dataset.leaving;"""
 
 
 def come_in(

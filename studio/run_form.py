@@ -226,6 +226,8 @@ def values_from(
 ) -> list[Any]:
     """The form filled from one of `origins`. now: its values as they are, of which a preset leaves what it does not
     name of `KEPT`."""
+    if origin == "here":
+        return list(now)
     kind, _, name = origin.partition(":")
     if kind == "run":
         return form.shown(read_yaml(workspace.run(name).config))

@@ -294,10 +294,10 @@ def test_another_familys_form_is_there_again_as_it_was_left(workspace, queue):
     values = wire.form.merge(filled["values"], {"prompts": ["a green square"]})
     draft = wire.keep(own, filled, {"family": "mochi"}, own, [], *values)
     assert draft["family"] == "mochi", "what Configure keeps stays"
-    switched = desk.switch("mochi", filled, None, draft)
+    switched = desk.switch("mochi", filled, None, draft, 1)
     there = dict(zip(OPENED, switched, strict=False))
     assert (there["family"], there["filled"]["family"], there["takes"]["value"]) == ("mochi", "mochi", [])
-    back = dict(zip(OPENED, desk.switch("animatediff", there["filled"], None, switched[-1]), strict=False))
+    back = dict(zip(OPENED, desk.switch("animatediff", there["filled"], None, switched[-1], 2), strict=False))
     assert back["filled"]["values"] == values
     assert back["takes"]["value"] == own
 

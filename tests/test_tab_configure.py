@@ -283,6 +283,7 @@ def test_a_run_can_start_from_what_is_there(workspace: Workspace, form: Form[Any
     assert {"defaults", "demo", f"run:{run.id}"} <= values
     assert form.check(values_from(f"run:{run.id}", form, FAMILY, workspace))[0] == config
     assert form.check(values_from("demo", form, FAMILY, workspace))[0] == workspace.demo_config()
+    assert values_from("here", form, FAMILY, workspace, ["as", "it is"]) == ["as", "it is"]
     defaults = dict(zip(form.paths, values_from("defaults", form, FAMILY, workspace), strict=True))
     assert defaults["max_train_steps"] == 1000
     assert defaults["dataset.path"] == str(workspace.root / "datasets" / "orbit")
@@ -340,7 +341,6 @@ def test_configuring_in_a_browser(workspace: Workspace, chromium) -> None:
         tab.wait_for_selector(".clip")
         tab.locator("#configure-run").click()
         tab.get_by_text("This run would start", exact=True).wait_for()
-        tab.wait_for_timeout(1500)  # the wish of the Dataset tab fills the form once more
 
         height = tab.locator(f"#{DEMO_FAMILY}-dataset-height")
         height.locator("input").fill("250")
@@ -416,6 +416,9 @@ def test_the_form_in_sight_is_the_chosen_familys(workspace: Workspace, chromium)
         choose("mochi")
         choose("dynamicrafter")
         assert steps("dynamicrafter").input_value() == "123"
+        steps("dynamicrafter").fill("124")  # at once: the old form is out of reach until the new one is there
+        tab.wait_for_selector("#yaml >> text=max_train_steps: 124")
+        assert tab.locator("#configure-form").get_attribute("data-leaving") is None
         tab.locator("#origin input").click()
         tab.get_by_role("option", name="Defaults").click()
         tab.wait_for_selector("#yaml >> text=max_train_steps: 1000")

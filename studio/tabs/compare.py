@@ -32,7 +32,7 @@ from studio.compare_form import (
 from studio.comparisons import comparison_value, comparisons, moved_value
 from studio.forms import Form, Marks
 from studio.jobs import JobQueue
-from studio.page import COMPARE, QUICK, TELLING, Page, awaited, come_in, drawn_anew
+from studio.page import COMPARE, QUICK, TELLING, Drawing, Page, awaited, come_in
 from studio.parts.lists import head, head_value
 from studio.parts.looks import Seen, changed, told
 from studio.parts.measures import measure_list, measures_value
@@ -160,7 +160,7 @@ def build(page: Page) -> None:
                 info="Checkpoints of any run. The path of an adapter file can be typed as well.",
                 elem_id="compare-takes",
             )  # fmt: skip
-            form_room = gr.Column(min_width=0)
+            drawing = Drawing("compare-form")
             problem = head("compare-problem")
             with gr.Row(elem_classes="actions"):
                 parts["go"] = gr.Button(
@@ -223,17 +223,15 @@ def build(page: Page) -> None:
     arriving = [page.chosen_run, page.begin_comparison, shown, seen, *kept]
     page.tab_items[COMPARE].select(come, arriving, [*outputs, *opened, fresh], **TELLING)
     page.begin_comparison.change(desk.begin, [page.begin_comparison, *kept], [*opened, fresh], **TELLING)
-    switching = [parts["family"], parts["filled"], *around]
-    parts["family"].input(desk.switch, switching, [*opened, page.draft], trigger_mode="always_last", **TELLING)
+    switching, asking = [parts["family"], parts["filled"], *around, drawing.asked], {"js": drawing.leave, **TELLING}
+    parts["family"].input(desk.switch, switching, [*opened, page.draft], trigger_mode="always_last", **asking)
     page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
     gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
     parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)
     parts["stop"].click(stop, [shown, seen], outputs, **TELLING)
     parts["again"].click(again, [shown, seen], outputs, **TELLING)
 
-    def draw(now: dict[str, Any] | None, marks: Marks, paths: list[str], images: list[str]) -> None:
-        if now is None:
-            return
+    def draw(now: dict[str, Any], marks: Marks, paths: list[str], images: list[str]) -> None:
         wire = Wire(page, runs, FAMILIES[now["family"]])
         rooms: list[PictureRoom] = []
 
@@ -272,8 +270,7 @@ def build(page: Page) -> None:
                 change.success(wire.keep, written, page.draft, **QUICK)
                 change.success(wire.count, counted, count, **QUICK)
 
-    with form_room:
-        drawn_anew(parts["filled"], [parts["marks"], parts["takes"], parts["pictures"]], draw)
+    drawing.anew(parts["filled"], [parts["marks"], parts["takes"], parts["pictures"]], draw)
 
 
 class Desk:
@@ -284,7 +281,13 @@ class Desk:
         self.runs = runs
 
     def fill(
-        self, chosen: str | None, opening: bool, dataset: str | None, draft: Any, family: str | None = None
+        self,
+        chosen: str | None,
+        opening: bool,
+        dataset: str | None,
+        draft: Any,
+        family: str | None = None,
+        asked: int = 0,
     ) -> list[Any]:
         """The form for a run, or for the newest, as this browser left it; open too where there is no comparison yet.
 
@@ -303,7 +306,7 @@ class Desk:
         button, total, _ = counted_line(form, takes, images, values)
         # The time makes each filling another one, so that what was typed meanwhile gives way to it.
         filled = {"run": run, "family": name, "values": values, "at": time.time()}
-        filled |= {"picks": form.picks, "dataset": dataset}
+        filled |= {"picks": form.picks, "dataset": dataset, "asked": asked}
         offered = gr.update(choices=take_choices(self.workspace, name), value=takes)
         return [filled, own, gr.update(open=opening), name, offered, images, form.marks(values), button, total]
 
@@ -350,12 +353,14 @@ class Desk:
         found[OPENED.index("folded")] = gr.update(open=True)
         return found
 
-    def switch(self, name: str, filled: dict[str, Any] | None, dataset: str | None, draft: Any) -> list[Any]:
+    def switch(
+        self, name: str, filled: dict[str, Any] | None, dataset: str | None, draft: Any, asked: int
+    ) -> list[Any]:
         """Another family's form, as it was left; its takes are chosen anew."""
         run = filled["run"] if filled else None
         kept = {**kept_form(draft), "run": run, "family": name, "takes": None}
         draft = {**(draft if isinstance(draft, dict) else {}), DRAFT: kept}
-        return [*self.fill(run, True, dataset, draft, name), draft]
+        return [*self.fill(run, True, dataset, draft, name, asked), draft]
 
 
 class Wire:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from studio.forms import Form, Marks
 from studio.jobs import JobError
-from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Page, awaited, come_in, drawn_anew
+from studio.page import CONFIGURE, QUICK, TELLING, TRAIN, Drawing, Page, awaited, come_in
 from studio.parts.answer import answer, notes
 from studio.parts.frames import frame_strips, frames_key, frames_value, seen_frames
 from studio.run_form import (
@@ -61,7 +61,7 @@ def build(page: Page) -> None:
                         origins(page.workspace, FAMILIES[first]), value="here", label="Start from", filterable=False,
                         interactive=True, min_width=200, elem_id="origin", elem_classes="origin",
                     )  # fmt: skip
-                form_room = gr.Column(min_width=0)
+                drawing = Drawing("configure-form")
             with gr.Column(elem_classes="card"):
                 with gr.Row(elem_classes="actions"):
                     gr.HTML('<h2 class="title">What the model will see</h2>', elem_classes="grow")
@@ -100,15 +100,14 @@ def build(page: Page) -> None:
     opened = [chosen, origin, title, filled, *answers]
     around = [title, page.draft, told["frames"]]
 
+    asking = {"js": drawing.leave, **TELLING}
     come_in(page.demo, room, desk.come_back, [page.place, *around], opened, **TELLING)
-    chosen.input(desk.switch, [chosen, *around], opened, trigger_mode="always_last", **TELLING)
+    chosen.input(desk.switch, [chosen, *around, drawing.asked], opened, trigger_mode="always_last", **asking)
     fill.click(desk.from_text, [paste, *around], [*opened, pasted], **TELLING)
-    page.begin_run.change(desk.begin, [page.begin_run, *around], opened, **TELLING)
+    page.begin_run.change(desk.begin, [page.begin_run, *around, drawing.asked], opened, **asking)
     page.tab_items[CONFIGURE].select(desk.arrive, [page.begin_run, filled], [origin, fresh], **TELLING)
 
-    def draw(now: dict[str, Any] | None, marks: Marks) -> None:
-        if now is None:
-            return
+    def draw(now: dict[str, Any], marks: Marks) -> None:
         wire = Wire(page, form_of(FAMILIES[now["family"]], page.workspace))
         drawn = wire.form.build(now["values"], marks, prefix=now["family"])
         mine, seen = [*around, told["marks"], *drawn.components], [*answers, *drawn.outputs]
@@ -116,7 +115,8 @@ def build(page: Page) -> None:
         gr.on(typed, wire.refresh, mine, seen, trigger_mode="always_last", **QUICK)
         told["clock"].tick(wire.refresh, mine, seen, **QUICK)
         fresh.change(wire.offers, None, drawn.picks, **QUICK)
-        origin.input(wire.from_origin, [origin, *around, *drawn.components], opened, **TELLING)
+        begun = [origin, *around, *drawn.components, drawing.asked]
+        origin.input(wire.from_origin, begun, opened, **asking).failure(None, js=drawing.stay)
         look.click(wire.look, drawn.components, told["frames"], **{**QUICK, "show_progress": "minimal"})
         kept = [title, told["text"], *drawn.components]
         going = [told["saved"], page.chosen_run, page.tabs, told["line"]]
@@ -125,8 +125,7 @@ def build(page: Page) -> None:
         for event in (queued, written):
             event.failure(wire.refresh, mine, seen, **QUICK)
 
-    with form_room:
-        drawn_anew(filled, [told["marks"]], draw)
+    drawing.anew(filled, [told["marks"]], draw)
 
 
 class Desk:
@@ -144,6 +143,7 @@ class Desk:
         draft: Any,
         frames: Any,
         *,
+        asked: int = 0,
         retitle: bool = False,
     ) -> list[Any]:
         """A form drawn with these values: updates of family, origins, title and form, and of what is told of it."""
@@ -154,7 +154,13 @@ class Desk:
             gr.update(choices=origins(self.workspace, family), value="here"),
             title if retitle else gr.skip(),
             # The time makes each filling another one, so that what was typed meanwhile gives way to it.
-            {"family": family.name, "values": list(values), "picks": form.picks, "at": time.time()},
+            {
+                "family": family.name,
+                "values": list(values),
+                "picks": form.picks,
+                "at": time.time(),
+                "asked": asked,
+            },
             *self.told(form, title, draft, frames, values, now),
         ]
 
@@ -208,10 +214,10 @@ class Desk:
         values = self.left(form, kept, (place or {}).get("dataset"))
         return self.opened(form, values, str(kept.get("title") or ""), draft, frames, retitle=True)
 
-    def switch(self, name: str, title: str, draft: Any, frames: Any) -> list[Any]:
+    def switch(self, name: str, title: str, draft: Any, frames: Any, asked: int) -> list[Any]:
         """Another family's form, as it was left."""
         form = self.form(name)
-        return self.opened(form, self.left(form, draft), title, draft, frames)
+        return self.opened(form, self.left(form, draft), title, draft, frames, asked=asked)
 
     def from_text(self, own: str, title: str, draft: Any, frames: Any, request: gr.Request) -> list[Any]:
         """The form filled from a config that was pasted."""
@@ -227,17 +233,15 @@ class Desk:
         filled = notes([("ok", "The form is filled."), *said])
         return [*self.opened(form, form.shown(settings), title, draft, frames), filled]
 
-    def begin(self, wish: Mapping[str, Any] | None, title: str, draft: Any, frames: Any) -> list[Any]:
+    def begin(self, wish: Mapping[str, Any], title: str, draft: Any, frames: Any, asked: int) -> list[Any]:
         """The form for what the Dataset tab asks for: its dataset, and the frames and size that were looked with."""
-        if not wish or wish.get("family") not in FAMILIES:
-            return [gr.skip() for _ in range(4 + len(_TOLD))]
         form = self.form(str(wish["family"]))
         path = str(self.workspace.root / "datasets" / str(wish["dataset"]))
         values = self.left(form, draft)
         if wish["dataset"] == DEMO and dict(zip(form.paths, values, strict=True)).get("dataset.path") != path:
             values = starting_values(form, self.workspace, DEMO)
         merged = form.merge(values, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
-        return self.opened(form, merged, title, draft, frames)
+        return self.opened(form, merged, title, draft, frames, asked=asked)
 
     def arrive(self, wish: Mapping[str, Any] | None, filled: dict[str, Any] | None) -> list[Any]:
         """What there is to start from, and to pick from where that is other than when the form was drawn.
@@ -269,15 +273,14 @@ class Wire:
         """What there is to pick from now; what is picked stays."""
         return self.desk.form(self.family.name).offers()
 
-    def from_origin(self, choice: str, title: str, draft: Any, frames: Any, *values: Any) -> list[Any]:
-        """The form filled from defaults, a preset, the demo or a run."""
-        if choice == "here":
-            return [gr.skip() for _ in range(4 + len(_TOLD))]
+    def from_origin(self, choice: str, title: str, draft: Any, frames: Any, *rest: Any) -> list[Any]:
+        """The form filled from defaults, a preset, the demo or a run; as it is from "here". rest: values, asked."""
+        *values, asked = rest
         try:
             found = values_from(choice, self.form, self.family, self.page.workspace, values)
         except (WorkspaceError, ConfigError) as error:
             raise gr.Error(str(error), title="Start from") from error
-        return self.desk.opened(self.desk.form(self.family.name), found, title, draft, frames)
+        return self.desk.opened(self.desk.form(self.family.name), found, title, draft, frames, asked=asked)
 
     def look(self, request: gr.Request, *values: Any) -> Any:
         """The frames of the first clips, for the owner: a form may name any video of this machine."""
