@@ -33,12 +33,13 @@ def test_the_installation_keeps_the_notebooks_torch(notebook):
 
 
 def test_the_notebook_walks_the_demo(notebook, root, tmp_path):
-    """In a folder of its own, with a shorter run; the README's tests train the whole demo."""
+    """In a folder of its own, with a shorter run and fewer sampling steps; the README's tests train the whole demo."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and not is_install(cell)]
     for cell in cells:
         cell.source = cell.source.replace('workspace="workspace"', f'workspace="{tmp_path}/workspace"')
         cell.source = cell.source.replace('Path("runs")', f'Path("{tmp_path}/runs")')
-        cell.source = cell.source.replace("train.yaml --run-dir", "train.yaml --set max_train_steps=5 --run-dir")
+        for config, setting in (("train.yaml", "max_train_steps=5"), ("compare.yaml", "num_inference_steps=4")):
+            cell.source = cell.source.replace(f"{config} --run-dir", f"{config} --set {setting} --run-dir")
     (again,) = [cell for cell in cells if "studio.launch(" in cell.source]
     cells.insert(cells.index(again), again.copy())  # running the cell again opens the page anew
     notebook.cells = cells

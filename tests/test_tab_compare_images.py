@@ -265,6 +265,7 @@ def test_from_pictures_to_a_comparison(page, workspace, from_image, from_text, t
     page.reload()
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_selector("#compare-go:not([disabled]) >> text=Compare 1 take")
+    wait_for(page, 3)
     assert pictures.locator("img").evaluate_all("images => images.map((image) => image.src)") == [
         looks[0], looks[2], looks[1],
     ]  # fmt: skip
