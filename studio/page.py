@@ -100,13 +100,14 @@ class Drawing:
 _PATIENCE_MS = 10_000
 _LEAVE = f"""(...values) => {{
     const room = document.getElementById("ID");
+    if (room === null) return values; // the page still loads: there is nothing yet that could be typed into
     const number = Number(room.dataset.asked ?? 0) + 1;
     room.dataset.asked = number;
     room.dataset.leaving = "";
     setTimeout(() => {{ if (Number(room.dataset.asked) === number) delete room.dataset.leaving; }}, {_PATIENCE_MS});
     return [...values.slice(0, -1), number];
 }}"""
-_STAY = """() => { delete document.getElementById("ID").dataset.leaving; }"""
+_STAY = """() => { delete document.getElementById("ID")?.dataset.leaving; }"""
 _ARRIVED = """const room = element.closest(".drawing");
 if (Number(props.value) >= Number(room.dataset.asked ?? 0)) delete room.dataset.leaving;"""
 
