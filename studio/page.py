@@ -37,7 +37,8 @@ class Page:
     a tab is not there before the tab is first opened.
 
     `begin_run` is what a new run should begin with: {"dataset": name, "family": name, "settings": {dotted field:
-    value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it. In the same way
+    value}, "at": time}; the time makes each wish another value, so that `begin_run.change` sees it. Configure
+    opens itself when its form is filled: who came earlier could type into the form as it was before. In the same way
     `begin_comparison` is the run whose takes shall be compared: {"run": id, "at": time}.
     """
 
@@ -98,18 +99,20 @@ class Drawing:
 
 #: How long a form is out of reach at most, should none come in its place.
 _PATIENCE_MS = 10_000
+#: What is known of the room ID stands at the page, for it may be asked for before the room is there.
 _LEAVE = f"""(...values) => {{
-    const room = document.getElementById("ID");
-    if (room === null) return values; // the page still loads: there is nothing yet that could be typed into
-    const number = Number(room.dataset.asked ?? 0) + 1;
-    room.dataset.asked = number;
-    room.dataset.leaving = "";
-    setTimeout(() => {{ if (Number(room.dataset.asked) === number) delete room.dataset.leaving; }}, {_PATIENCE_MS});
+    const page = document.documentElement;
+    const number = Number(page.getAttribute("data-asked-ID")) + 1;
+    page.setAttribute("data-asked-ID", number);
+    page.setAttribute("data-leaving-ID", "");
+    const isLast = () => Number(page.getAttribute("data-asked-ID")) === number;
+    setTimeout(() => {{ if (isLast()) page.removeAttribute("data-leaving-ID"); }}, {_PATIENCE_MS});
     return [...values.slice(0, -1), number];
 }}"""
-_STAY = """() => { delete document.getElementById("ID")?.dataset.leaving; }"""
-_ARRIVED = """const room = element.closest(".drawing");
-if (Number(props.value) >= Number(room.dataset.asked ?? 0)) delete room.dataset.leaving;"""
+_STAY = """() => { document.documentElement.removeAttribute("data-leaving-ID"); }"""
+_ARRIVED = """const page = document.documentElement;
+const { id } = element.closest(".drawing");
+if (Number(props.value) >= Number(page.getAttribute(`data-asked-${id}`))) page.removeAttribute(`data-leaving-${id}`);"""
 
 
 def come_in(

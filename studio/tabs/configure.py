@@ -104,7 +104,7 @@ def build(page: Page) -> None:
     come_in(page.demo, room, desk.come_back, [page.place, *around], opened, **TELLING)
     chosen.input(desk.switch, [chosen, *around, drawing.asked], opened, trigger_mode="always_last", **asking)
     fill.click(desk.from_text, [paste, *around], [*opened, pasted], **TELLING)
-    page.begin_run.change(desk.begin, [page.begin_run, *around, drawing.asked], opened, **asking)
+    page.begin_run.change(desk.begin, [page.begin_run, *around, drawing.asked], [*opened, page.tabs], **asking)
     page.tab_items[CONFIGURE].select(desk.arrive, [page.begin_run, filled], [origin, fresh], **TELLING)
 
     def draw(now: dict[str, Any], marks: Marks) -> None:
@@ -234,14 +234,15 @@ class Desk:
         return [*self.opened(form, form.shown(settings), title, draft, frames), filled]
 
     def begin(self, wish: Mapping[str, Any], title: str, draft: Any, frames: Any, asked: int) -> list[Any]:
-        """The form for what the Dataset tab asks for: its dataset, and the frames and size that were looked with."""
+        """The form for what the Dataset tab asks for: its dataset, and the frames and size that were looked with; and
+        the way there."""
         form = self.form(str(wish["family"]))
         path = str(self.workspace.root / "datasets" / str(wish["dataset"]))
         values = self.left(form, draft)
         if wish["dataset"] == DEMO and dict(zip(form.paths, values, strict=True)).get("dataset.path") != path:
             values = starting_values(form, self.workspace, DEMO)
         merged = form.merge(values, {"dataset.path": path, "dataset.format": "dailies", **wish["settings"]})
-        return self.opened(form, merged, title, draft, frames, asked=asked)
+        return [*self.opened(form, merged, title, draft, frames, asked=asked), gr.Tabs(selected=CONFIGURE)]
 
     def arrive(self, wish: Mapping[str, Any] | None, filled: dict[str, Any] | None) -> list[Any]:
         """What there is to start from, and to pick from where that is other than when the form was drawn.

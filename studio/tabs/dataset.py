@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from studio.imports import Import, Imports
-from studio.page import CONFIGURE, QUICK, TELLING, Page, awaited, come_in
+from studio.page import QUICK, TELLING, Page, awaited, come_in
 from studio.parts.answer import Tone, answer, notes
 from studio.parts.clipgrid import card, clip_grid, grid_value
 from studio.progress import duration
@@ -358,11 +358,10 @@ def build(page: Page) -> None:
         imports.forget(name)
         return choose(None, *rest)
 
-    def configure(name: str | None, family_name: str, *numbers: Any) -> list[Any]:
+    def configure(name: str | None, family_name: str, *numbers: Any) -> dict[str, Any]:
         looked = zip(SEEN, numbers, seen_defaults(family_name), strict=True)
         settings = {path: value for path, value, usual in looked if value is not None and value != usual}
-        wish = {"dataset": name, "family": family_name, "settings": settings, "at": time.time()}
-        return [wish, gr.Tabs(selected=CONFIGURE)]
+        return {"dataset": name, "family": family_name, "settings": settings, "at": time.time()}
 
     names.input(choose, [names, *asked], everything, **TELLING)
     family.input(seen_defaults, family, boxes, **QUICK).then(show, [names, *asked], shown, **QUICK)
@@ -376,5 +375,5 @@ def build(page: Page) -> None:
     yes.click(erase, [names, *asked], everything, **TELLING)
     for told in (grid.saved, grid.removed):  # events of our own have no place in gr.on
         told(show, [names, *asked], shown, trigger_mode="always_last", **QUICK)
-    go.click(configure, [names, *asked], [page.begin_run, page.tabs], **TELLING)
+    go.click(configure, [names, *asked], page.begin_run, **TELLING)  # Configure opens when its form is filled
     come_in(page.demo, room, come_back, [page.place, *asked], everything, **TELLING)
