@@ -70,15 +70,21 @@ class Drawing:
     """Where a form is drawn, for each visitor: anew whenever it is filled.
 
     From the moment another form is asked for until it is there, the old one is out of reach: what would be typed into
-    it then would be lost. An event that asks takes `asked` as its last input, `leave` as its `js`, and hands the number
-    it gets on as filled["asked"].
+    it then would be lost.
     """
 
     def __init__(self, elem_id: str) -> None:
         self.room = gr.Column(min_width=0, elem_id=elem_id, elem_classes="drawing")
-        self.asked = gr.Number(0, visible=False)
-        self.leave = _LEAVE.replace("ID", elem_id)
-        self.stay = _STAY.replace("ID", elem_id)
+        self._asked = gr.Number(0, visible=False)
+        self._leave, self._stay = _LEAVE.replace("ID", elem_id), _STAY.replace("ID", elem_id)
+
+    def asked_by(
+        self, event: Any, fill: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **how: Any
+    ) -> None:
+        """`event` asks for another form, which `fill` gives. Its last argument, after the inputs, tells which asking it
+        is: a number that has to stand in filled["asked"]; 0 where nobody asked."""
+        asking = event(fill, [*inputs, self._asked], outputs, js=self._leave, **TELLING, **how)
+        asking.failure(None, js=self._stay)
 
     def anew(self, filled: gr.State, inputs: Sequence[Any], draw: Callable[..., None]) -> None:
         """Draw with `draw(filled, *inputs)` whenever `filled`, a dict, changes.
@@ -91,7 +97,7 @@ class Drawing:
         def drawn(now: dict[str, Any] | None, *values: Any) -> None:
             if now is not None:
                 draw(now, *values)
-                gr.HTML(str(now.get("asked", 0)), js_on_load=_ARRIVED, elem_classes="arrived")
+                gr.HTML(str(now["asked"]), js_on_load=_ARRIVED, elem_classes="arrived")
 
         with self.room:
             gr.render([filled, *inputs], triggers=[filled.change], show_progress="hidden")(drawn)
@@ -99,20 +105,21 @@ class Drawing:
 
 #: How long a form is out of reach at most, should none come in its place.
 _PATIENCE_MS = 10_000
-#: What is known of the room ID stands at the page, for it may be asked for before the room is there.
+#: What is known of the room ID stands in the page's head, for it may be asked for before the room is there.
 _LEAVE = f"""(...values) => {{
-    const page = document.documentElement;
-    const number = Number(page.getAttribute("data-asked-ID")) + 1;
-    page.setAttribute("data-asked-ID", number);
-    page.setAttribute("data-leaving-ID", "");
-    const isLast = () => Number(page.getAttribute("data-asked-ID")) === number;
-    setTimeout(() => {{ if (isLast()) page.removeAttribute("data-leaving-ID"); }}, {_PATIENCE_MS});
+    const number = Number(document.getElementById("leaving-ID")?.dataset.asked ?? 0) + 1;
+    document.getElementById("leaving-ID")?.remove();
+    const rule = document.createElement("style");
+    rule.id = "leaving-ID";
+    rule.dataset.asked = number;
+    rule.textContent = "#ID > * {{ visibility: hidden; }}";
+    document.head.append(rule);
+    setTimeout(() => {{ rule.textContent = ""; }}, {_PATIENCE_MS});
     return [...values.slice(0, -1), number];
 }}"""
-_STAY = """() => { document.documentElement.removeAttribute("data-leaving-ID"); }"""
-_ARRIVED = """const page = document.documentElement;
-const { id } = element.closest(".drawing");
-if (Number(props.value) >= Number(page.getAttribute(`data-asked-${id}`))) page.removeAttribute(`data-leaving-${id}`);"""
+_STAY = """() => { document.getElementById("leaving-ID").textContent = ""; }"""
+_ARRIVED = """const rule = document.getElementById(`leaving-${element.closest(".drawing").id}`);
+if (rule !== null && Number(props.value) >= Number(rule.dataset.asked)) rule.textContent = "";"""
 
 
 def come_in(

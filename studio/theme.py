@@ -259,7 +259,6 @@ fill='%231d1404' xmlns='http://www.w3.org/2000/svg'%3e%3cpath d='M12.207 4.793a1
 .pictures-room > .actions > .form { flex: 1 1 260px !important; max-width: 420px; }
 #new-comparison .form:has(> .block + .block) { gap: 12px; }
 .title { font-size: 15px; font-weight: 600; line-height: 1.4; }
-[data-leaving-configure-form] #configure-form > *, [data-leaving-compare-form] #compare-form > * { visibility: hidden; }
 .arrived { display: none; }
 .quiet, .quiet p { color: var(--dailies-quiet); }
 .answer b { display: block; font-size: 15px; font-weight: 600; overflow-wrap: anywhere; }

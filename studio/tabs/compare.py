@@ -223,8 +223,8 @@ def build(page: Page) -> None:
     arriving = [page.chosen_run, page.begin_comparison, shown, seen, *kept]
     page.tab_items[COMPARE].select(come, arriving, [*outputs, *opened, fresh], **TELLING)
     page.begin_comparison.change(desk.begin, [page.begin_comparison, *kept], [*opened, fresh], **TELLING)
-    switching, asking = [parts["family"], parts["filled"], *around, drawing.asked], {"js": drawing.leave, **TELLING}
-    parts["family"].input(desk.switch, switching, [*opened, page.draft], trigger_mode="always_last", **asking)
+    switching = [parts["family"], parts["filled"], *around]
+    drawing.asked_by(parts["family"].input, desk.switch, switching, [*opened, page.draft], trigger_mode="always_last")
     page.chosen_run.change(follow, [page.chosen_run, shown, seen], outputs, **TELLING)
     gr.Timer(SECONDS_BETWEEN_LOOKS).tick(look, [shown, seen], outputs, **TELLING)
     parts["earlier"].input(show, [parts["earlier"], seen], [page.chosen_run, *outputs], **TELLING)

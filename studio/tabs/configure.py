@@ -100,11 +100,10 @@ def build(page: Page) -> None:
     opened = [chosen, origin, title, filled, *answers]
     around = [title, page.draft, told["frames"]]
 
-    asking = {"js": drawing.leave, **TELLING}
     come_in(page.demo, room, desk.come_back, [page.place, *around], opened, **TELLING)
-    chosen.input(desk.switch, [chosen, *around, drawing.asked], opened, trigger_mode="always_last", **asking)
+    drawing.asked_by(chosen.input, desk.switch, [chosen, *around], opened, trigger_mode="always_last")
     fill.click(desk.from_text, [paste, *around], [*opened, pasted], **TELLING)
-    page.begin_run.change(desk.begin, [page.begin_run, *around, drawing.asked], [*opened, page.tabs], **asking)
+    drawing.asked_by(page.begin_run.change, desk.begin, [page.begin_run, *around], [*opened, page.tabs])
     page.tab_items[CONFIGURE].select(desk.arrive, [page.begin_run, filled], [origin, fresh], **TELLING)
 
     def draw(now: dict[str, Any], marks: Marks) -> None:
@@ -115,8 +114,7 @@ def build(page: Page) -> None:
         gr.on(typed, wire.refresh, mine, seen, trigger_mode="always_last", **QUICK)
         told["clock"].tick(wire.refresh, mine, seen, **QUICK)
         fresh.change(wire.offers, None, drawn.picks, **QUICK)
-        begun = [origin, *around, *drawn.components, drawing.asked]
-        origin.input(wire.from_origin, begun, opened, **asking).failure(None, js=drawing.stay)
+        drawing.asked_by(origin.input, wire.from_origin, [origin, *around, *drawn.components], opened)
         look.click(wire.look, drawn.components, told["frames"], **{**QUICK, "show_progress": "minimal"})
         kept = [title, told["text"], *drawn.components]
         going = [told["saved"], page.chosen_run, page.tabs, told["line"]]
